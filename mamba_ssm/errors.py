@@ -1,0 +1,17 @@
+"""Failures that a user can mend. Each message is one line that says what is wrong and what to do."""
+
+
+class MambaESIError(Exception):
+    """Base of every error this package raises on purpose about a user's input, file or machine."""
+
+
+class BookError(MambaESIError):
+    """A book cannot be read: missing, empty, encrypted, scanned, damaged, or not text at all."""
+
+
+class CheckpointError(MambaESIError):
+    """A checkpoint cannot be loaded: unknown name, damaged file, missing key, wrong shape."""
+
+
+class BackendError(MambaESIError):
+    """A back-end was asked for by name and cannot run here."""
