@@ -1,0 +1,95 @@
+"""The selective scan, and the inner part of a Mamba block that stands on it: the door."""
+
+from functools import wraps
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_ssm.ops import backend
+from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn
+from mamba_ssm.ops.reference.selective_scan import selective_scan_fn as selective_scan_ref
+
+__all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    initial_state: Tensor | None = None,
+) -> Any:
+    """Scan u (B, D, L): out (B, D, L) in u's dtype, or (out, last_state (B, D, N) in fp32).
+
+    Shapes, dtypes and the mathematics: `mamba_ssm/ops/reference/selective_scan.py`. Complex A has no fast path.
+    """
+    run = selective_scan_ref if A.is_complex() else backend.module("selective_scan", u.device).selective_scan_fn
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
+
+
+def mamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """Convolution, projections, selective scan, gate and output projection of a Mamba block (arXiv 2312.00752, fig. 3).
+
+    Letters: E width of the output, R rank of delta, N state (2N numbers for complex A).
+
+    Args:
+        xz: (B, 2D, L). conv1d_weight: (D, 1, W). conv1d_bias: (D,). x_proj_weight: (R + N + N, D), without the N of a B
+            or C that is given. delta_proj_weight: (D, R). out_proj_weight: (E, D). out_proj_bias: (E,).
+        A, B, C, D, delta_bias, delta_softplus: as in `selective_scan_fn`; B and C None come from x_proj_weight, plus
+            B_proj_bias and C_proj_bias (N,).
+
+    Returns:
+        (B, L, E).
+    """
+    x, z = xz.chunk(2, dim=1)
+    x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    state = A.shape[1] * (2 if A.is_complex() else 1)
+    rank = delta_proj_weight.shape[1]
+    widths = [rank] + [state for m in (B, C) if m is None]
+    dt, *made = F.linear(x.transpose(1, 2), x_proj_weight).split(widths, dim=-1)
+    delta = F.linear(dt, delta_proj_weight).transpose(1, 2)
+    if B is None:
+        B = _to_state_first(made.pop(0), B_proj_bias, A.is_complex())
+    if C is None:
+        C = _to_state_first(made.pop(0), C_proj_bias, A.is_complex())
+    y = selective_scan_fn(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
+@wraps(mamba_inner_fn)
+def mamba_inner_ref(*args: Any, **kwargs: Any) -> Tensor:
+    """`mamba_inner_fn` on the reference back-end."""
+    with backend.use("reference"):
+        return mamba_inner_fn(*args, **kwargs)
+
+
+def _to_state_first(m: Tensor, bias: Tensor | None, interleaved: bool) -> Tensor:
+    """(B, L, N) to (B, N, L), or, pairs of real and imaginary parts, (B, L, 2N) to (B, N, 2L)."""
+    if bias is not None:
+        m = m + bias.to(m.dtype)
+    if not interleaved:
+        return m.transpose(1, 2)
+    return m.unflatten(-1, (-1, 2)).transpose(1, 2).flatten(2)
