@@ -114,7 +114,7 @@ BOOKS = [
     ),
 ]
 CHROME = "script, style, nav, head, .related, .sphinxsidebar, .footer, .navheader, .navfooter, .nav-panel"
-CHROME += ", .headerlink, .copiable-link"
+CHROME += ", .headerlink, .copiable-link, .copiable-anchor"
 BLOCKS = {"p", "div", "section", "li", "ul", "ol", "dl", "dt", "dd", "pre", "table", "tr", "br", "hr", "blockquote"}
 BLOCKS |= {"h1", "h2", "h3", "h4", "h5", "h6"}
 
