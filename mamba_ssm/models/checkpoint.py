@@ -1,0 +1,95 @@
+"""Checkpoints of MambaLMHeadModel: what is in the files against what the model needs, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_ssm.errors import CheckpointError
+from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.utils.hf import CONFIG_NAME, SAFE_WEIGHTS_NAME, load_config_hf, load_state_dict_hf
+
+if TYPE_CHECKING:
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+_HEAD, _EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
+
+
+def load(
+    model_cls: type[MambaLMHeadModel],
+    name: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> MambaLMHeadModel:
+    """See MambaLMHeadModel.from_pretrained. Nothing is allocated before config and weights are known to agree."""
+    try:
+        config = MambaConfig.from_dict(load_config_hf(name))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{CONFIG_NAME} of {name} is not a Mamba model's: {error}") from error
+    model = model_cls(config, device="meta", dtype=dtype, **kwargs)
+    weights = load_state_dict_hf(name)
+    if config.tie_embeddings:
+        head = weights.pop(_HEAD, None)
+        if _EMBEDDING not in weights and head is not None:
+            weights[_EMBEDDING] = head
+        elif head is not None and not torch.equal(head, weights[_EMBEDDING]):
+            raise CheckpointError(
+                f"{name}: {_HEAD} differs from {_EMBEDDING}; set tie_embeddings to false in {CONFIG_NAME} to use both"
+            )
+    wanted = {key: value for key, value in model.state_dict().items() if not (config.tie_embeddings and key == _HEAD)}
+    _check(name, weights, wanted)
+    device = torch.get_default_device() if device is None else torch.device(device)
+    # Copies, for a view of the file would change, or crash, with the file. A_log and D stay in fp32 (see Mamba).
+    ready = {k: v.to(device, wanted[k].dtype, copy=True) for k, v in weights.items()}
+    model.load_state_dict(ready, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _check(name: str | os.PathLike[str], weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raise CheckpointError for a missing, unexpected or wrongly shaped tensor. ESI's may be missing."""
+    if missing := [key for key in wanted if key not in weights and not key.startswith("esi.")]:
+        raise CheckpointError(
+            f"{name} lacks {_some(missing)}: the file is not whole, or {CONFIG_NAME} is another model's"
+        )
+    if unexpected := [key for key in weights if key not in wanted]:
+        raise CheckpointError(f"{name} holds {_some(unexpected)}, which a model of its {CONFIG_NAME} does not have")
+    for key, tensor in weights.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{name}: {key} has shape {tuple(tensor.shape)} and {CONFIG_NAME} asks for {tuple(wanted[key].shape)}: "
+                "one of the two files is another model's"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name}: {key} holds {tensor.dtype}, not floating-point numbers")
+
+
+def _some(keys: list[str]) -> str:
+    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + rest
+
+
+def save(model: nn.Module, config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+    """See MambaLMHeadModel.save_pretrained. The weights are renamed into place before config.json is."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tied = config.get("tie_embeddings", False)
+    tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not (tied and k == _HEAD)}
+    partial_weights = folder / f".{SAFE_WEIGHTS_NAME}.{os.getpid()}.part"
+    partial_config = folder / f".{CONFIG_NAME}.{os.getpid()}.part"
+    try:
+        save_file(tensors, partial_weights, metadata={"format": "pt"})
+        partial_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        partial_weights.replace(folder / SAFE_WEIGHTS_NAME)
+        partial_config.replace(folder / CONFIG_NAME)
+    finally:
+        partial_weights.unlink(missing_ok=True)
+        partial_config.unlink(missing_ok=True)

@@ -1,0 +1,280 @@
+"""The Mamba language model: embedding, a stack of blocks, a last norm, and a head that shares the embedding's weights.
+
+Shapes: B batch, L length, M model width, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mamba_ssm.esi.config import ESIConfig
+from mamba_ssm.esi.module import ESI
+from mamba_ssm.models import checkpoint
+from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.modules.block import Block, add_norm
+from mamba_ssm.modules.mamba_simple import Mamba, MambaState
+from mamba_ssm.ops.layer_norm import RMSNorm
+from mamba_ssm.utils.generation import GenerationMixin
+
+if TYPE_CHECKING:
+    import os
+
+    from mamba_ssm.utils.generation import InferenceParams
+
+
+class CausalLMOutput(NamedTuple):
+    """logits (B, L, V), and with a question the windows that were found and injected."""
+
+    logits: Tensor
+    hits: Any = None
+
+
+def create_block(
+    d_model: int,
+    d_intermediate: int = 0,
+    ssm_cfg: dict[str, Any] | None = None,
+    attn_layer_idx: Sequence[int] | None = None,
+    attn_cfg: dict[str, Any] | None = None,
+    norm_epsilon: float = 1e-5,
+    rms_norm: bool = False,
+    residual_in_fp32: bool = False,
+    fused_add_norm: bool = False,
+    layer_idx: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Block:
+    """One block of the stack. Raises ValueError for attention, MLP or Mamba-2, which this package does not have."""
+    MambaConfig(
+        d_model=d_model,
+        d_intermediate=d_intermediate,
+        ssm_cfg=ssm_cfg or {},
+        attn_layer_idx=list(attn_layer_idx or []),
+        attn_cfg=attn_cfg or {},
+    ).validate()
+    factory: dict[str, Any] = {"device": device, "dtype": dtype}
+    options = {k: v for k, v in (ssm_cfg or {}).items() if k != "layer"}
+    block = Block(
+        d_model,
+        partial(Mamba, **options, layer_idx=layer_idx, **factory),
+        norm_cls=partial(RMSNorm if rms_norm else nn.LayerNorm, eps=norm_epsilon, **factory),
+        fused_add_norm=fused_add_norm,
+        residual_in_fp32=residual_in_fp32,
+    )
+    block.layer_idx = layer_idx
+    return block
+
+
+@torch.no_grad()
+def _init_weights(
+    module: nn.Module,
+    n_layer: int,
+    initializer_range: float = 0.02,
+    rescale_prenorm_residual: bool = True,
+    n_residuals_per_layer: int = 1,
+) -> None:
+    """GPT-2's initialisation (Radford et al. 2019, section 2.3): what feeds the residual is scaled by 1/sqrt(layers)."""
+    if isinstance(module, nn.Linear):
+        if module.bias is not None and not getattr(module.bias, "_no_reinit", False):
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=initializer_range)
+    out_proj = getattr(module, "out_proj", None)
+    if rescale_prenorm_residual and isinstance(out_proj, nn.Linear):
+        nn.init.kaiming_uniform_(out_proj.weight, a=math.sqrt(5))
+        out_proj.weight /= math.sqrt(n_residuals_per_layer * n_layer)
+
+
+class MixerModel(nn.Module):
+    """Token ids (B, L) -> hidden states (B, L, d_model) after the last norm."""
+
+    def __init__(
+        self,
+        d_model: int,
+        n_layer: int,
+        d_intermediate: int,
+        vocab_size: int,
+        ssm_cfg: dict[str, Any] | None = None,
+        attn_layer_idx: Sequence[int] | None = None,
+        attn_cfg: dict[str, Any] | None = None,
+        norm_epsilon: float = 1e-5,
+        rms_norm: bool = False,
+        initializer_cfg: dict[str, Any] | None = None,
+        fused_add_norm: bool = False,
+        residual_in_fp32: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.residual_in_fp32 = residual_in_fp32
+        self.fused_add_norm = fused_add_norm
+        self.embedding = nn.Embedding(vocab_size, d_model, **factory)
+        self.layers = nn.ModuleList(
+            create_block(
+                d_model,
+                d_intermediate,
+                ssm_cfg=ssm_cfg,
+                attn_layer_idx=attn_layer_idx,
+                attn_cfg=attn_cfg,
+                norm_epsilon=norm_epsilon,
+                rms_norm=rms_norm,
+                residual_in_fp32=residual_in_fp32,
+                fused_add_norm=fused_add_norm,
+                layer_idx=index,
+                **factory,
+            )
+            for index in range(n_layer)
+        )
+        self.norm_f = (RMSNorm if rms_norm else nn.LayerNorm)(d_model, eps=norm_epsilon, **factory)
+        self.apply(partial(_init_weights, n_layer=n_layer, **(initializer_cfg or {})))
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> dict[int, MambaState]:
+        """An empty state per layer, for InferenceParams.key_value_memory_dict."""
+        return {
+            index: layer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)  # type: ignore[operator]
+            for index, layer in enumerate(self.layers)
+        }
+
+    def forward(
+        self, input_ids: Tensor, inference_params: InferenceParams | None = None, **mixer_kwargs: Any
+    ) -> Tensor:
+        """input_ids (B, L) -> (B, L, d_model)."""
+        hidden_states, residual = self.forward_layers(
+            self.embedding(input_ids), inference_params=inference_params, **mixer_kwargs
+        )
+        return self.final_norm(hidden_states, residual)
+
+    def forward_layers(
+        self,
+        hidden_states: Tensor,
+        residual: Tensor | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        inference_params: InferenceParams | None = None,
+        states: Sequence[MambaState] | None = None,
+        new_states: list[MambaState] | None = None,
+        **mixer_kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run layers start..stop-1 on hidden_states and residual (B, L, d_model); the same two come back.
+
+        ``states``: a state per layer of the range to start from, with gradients; ``new_states``: a list that the
+        states after the last token are appended to. A caller that caches uses ``inference_params`` instead.
+        """
+        layers = self.layers[start:stop]
+        for layer, state in zip(layers, states or [None] * len(layers), strict=True):
+            if state is not None:
+                mixer_kwargs["initial_state"] = state
+            hidden_states, residual, *after = layer(
+                hidden_states,
+                residual,
+                inference_params=inference_params,
+                **mixer_kwargs,
+                **({} if new_states is None else {"return_state": True}),
+            )
+            if new_states is not None:
+                new_states += after
+        return hidden_states, residual
+
+    def final_norm(self, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
+        """The last addition and norm: what the head reads."""
+        fused, in_fp32 = self.fused_add_norm, self.residual_in_fp32
+        return add_norm(self.norm_f, hidden_states, residual, fused=fused, residual_in_fp32=in_fp32)[0]
+
+
+class MambaLMHeadModel(nn.Module, GenerationMixin):
+    """A Mamba language model with the original's parameter names, so that its checkpoints load."""
+
+    def __init__(
+        self,
+        config: MambaConfig,
+        initializer_cfg: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.backbone = MixerModel(
+            d_model=config.d_model,
+            n_layer=config.n_layer,
+            d_intermediate=config.d_intermediate,
+            vocab_size=config.padded_vocab_size,
+            ssm_cfg=config.ssm_cfg,
+            attn_layer_idx=config.attn_layer_idx,
+            attn_cfg=config.attn_cfg,
+            rms_norm=config.rms_norm,
+            initializer_cfg=initializer_cfg,
+            fused_add_norm=config.fused_add_norm,
+            residual_in_fp32=config.residual_in_fp32,
+            device=device,
+            dtype=dtype,
+        )
+        self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False, device=device, dtype=dtype)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head use the embedding's weights, where the config says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
+
+    def encode(self, input_ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> hidden states (B, L, d_model) of ESI's encoder, the first n_enc layers, from a zero state."""
+        if self.esi is None:
+            raise ValueError("encode needs a model with embedding search and injection: its config has esi = None")
+        hidden, residual = self.backbone.forward_layers(self.backbone.embedding(input_ids), stop=self.esi.config.n_enc)
+        return hidden if residual is None else hidden + residual
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> dict[int, MambaState]:
+        """An empty state per layer, for InferenceParams.key_value_memory_dict."""
+        return self.backbone.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        question_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inference_params: InferenceParams | None = None,
+        num_last_tokens: int = 0,
+        **mixer_kwargs: Any,
+    ) -> CausalLMOutput:
+        """input_ids (B, L) -> logits (B, L, V), or of the last num_last_tokens positions if that is not 0.
+
+        ``question_ids`` (B, m) asks for embedding search and injection. ``position_ids`` is accepted for callers that
+        treat every model as a Transformer: a recurrence needs none. With ``inference_params`` the input continues what
+        was read before, at any split.
+        """
+        if question_ids is not None and self.config.esi is None:
+            raise ValueError("question_ids need a model with embedding search and injection: its config has esi = None")
+        hidden_states = self.backbone(input_ids, inference_params=inference_params, **mixer_kwargs)
+        if num_last_tokens > 0:
+            hidden_states = hidden_states[:, -num_last_tokens:]
+        return CausalLMOutput(self.lm_head(hidden_states))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | os.PathLike[str],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> MambaLMHeadModel:
+        """Load a checkpoint by its name on the hub ("state-spaces/mamba-130m") or from a local folder.
+
+        Reads model.safetensors or pytorch_model.bin, also in shards, and transformers' layout ("-hf" names). Parameters
+        get ``dtype``, by default PyTorch's default, fp32. Raises CheckpointError that says what is wrong.
+        """
+        return checkpoint.load(cls, pretrained_model_name, device=device, dtype=dtype, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors; nothing half-written is ever seen under those names."""
+        checkpoint.save(self, self.config.to_dict(), save_directory)

@@ -1,0 +1,91 @@
+"""A residual block around a mixer: add, normalise, mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_ssm.ops.layer_norm import RMSNorm, layer_norm_fn
+
+if TYPE_CHECKING:
+    from mamba_ssm.utils.generation import InferenceParams
+
+
+def add_norm(
+    norm: nn.Module, hidden_states: Tensor, residual: Tensor | None, *, fused: bool, residual_in_fp32: bool
+) -> tuple[Tensor, Tensor]:
+    """hidden_states + residual (both (B, L, M)), normalised, and the sum itself: the next residual."""
+    if fused:
+        assert isinstance(norm, nn.LayerNorm | RMSNorm)
+        return layer_norm_fn(
+            hidden_states,
+            norm.weight,
+            norm.bias,
+            residual=residual,
+            eps=norm.eps,
+            prenorm=True,
+            residual_in_fp32=residual_in_fp32,
+            is_rms_norm=isinstance(norm, RMSNorm),
+        )
+    residual = hidden_states if residual is None else hidden_states + residual
+    normed = norm(residual.to(norm.weight.dtype) if isinstance(norm.weight, Tensor) else residual)
+    return normed, residual.float() if residual_in_fp32 else residual
+
+
+class Block(nn.Module):
+    """(hidden, residual) -> (mixer(norm(hidden + residual)), hidden + residual).
+
+    The addition comes first, so that it and the norm are one operation (``fused_add_norm``). With ``mlp_cls`` (anything
+    but ``nn.Identity``) a second norm and that module follow, as in the original. ``mixer_cls``, ``mlp_cls`` and
+    ``norm_cls`` are called with ``dim``.
+    """
+
+    layer_idx: int | None = None
+
+    def __init__(
+        self,
+        dim: int,
+        mixer_cls: Callable[[int], nn.Module],
+        mlp_cls: Callable[[int], nn.Module] | None = None,
+        norm_cls: Callable[[int], nn.Module] = nn.LayerNorm,
+        fused_add_norm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual_in_fp32 = residual_in_fp32
+        self.fused_add_norm = fused_add_norm
+        self.norm = norm_cls(dim)
+        self.mixer = mixer_cls(dim)
+        self.mlp: nn.Module | None = None
+        if mlp_cls is not None and mlp_cls is not nn.Identity:
+            self.norm2 = norm_cls(dim)
+            self.mlp = mlp_cls(dim)
+        if fused_add_norm and not isinstance(self.norm, nn.LayerNorm | RMSNorm):
+            raise ValueError(f"fused_add_norm knows LayerNorm and RMSNorm, not {type(self.norm).__name__}")
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        residual: Tensor | None = None,
+        inference_params: InferenceParams | None = None,
+        **mixer_kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """hidden_states, residual (B, L, dim) -> (hidden_states, residual), and the state under ``return_state=True``."""
+        how = {"fused": self.fused_add_norm, "residual_in_fp32": self.residual_in_fp32}
+        hidden_states, residual = add_norm(self.norm, hidden_states, residual, **how)
+        mixed = self.mixer(hidden_states, inference_params=inference_params, **mixer_kwargs)
+        hidden_states, *state = mixed if isinstance(mixed, tuple) else (mixed,)
+        if self.mlp is not None:
+            hidden_states, residual = add_norm(self.norm2, hidden_states, residual, **how)
+            hidden_states = self.mlp(hidden_states)
+        return hidden_states, residual, *state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> Any:
+        """The mixer's empty cache for batch_size rows."""
+        allocate: Any = self.mixer.allocate_inference_cache
+        return allocate(batch_size, max_seqlen, dtype=dtype, **kwargs)

@@ -1,0 +1,210 @@
+"""The Mamba mixer: a gated, causal, selective state space layer (Gu & Dao 2023, arXiv:2312.00752, section 3.4, figure 3).
+
+Shapes: B batch, L length, M model width, D inner channels (expand * M), N state, R rank of dt, W width of the convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_ssm.modules.block import Block
+from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+from mamba_ssm.ops.selective_state_update import selective_state_update
+
+if TYPE_CHECKING:
+    from mamba_ssm.utils.generation import InferenceParams
+
+__all__ = ["Block", "Mamba", "MambaState"]
+
+MambaState = tuple[Tensor, Tensor]
+"""What a layer remembers: the last W inputs of its convolution (B, D, W), and its SSM state (B, D, N) in fp32."""
+
+
+class Mamba(nn.Module):
+    """A sequence-to-sequence layer, (B, L, d_model) in and out, that costs O(L) time and remembers O(1).
+
+    ``use_fast_path`` is accepted for the original's sake: there is one path here, and it is the fast one.
+    Names of parameters and their initialisation are the original's, so published checkpoints load.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dt_init not in ("random", "constant"):
+            raise ValueError(f'dt_init must be "random" or "constant", not {dt_init!r}')
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.d_inner = int(expand * d_model)
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.use_fast_path = use_fast_path
+        self.layer_idx = layer_idx
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, device=device, dtype=dtype)
+        # A convolution module only for the names and initialisation of its parameters; the op below does the work.
+        self.conv1d = nn.Conv1d(
+            self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=conv_bias, device=device, dtype=dtype
+        )
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, device=device, dtype=dtype)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, device=device, dtype=dtype)
+        self._init_dt(dt_init, dt_scale, dt_min, dt_max, dt_init_floor)
+        # S4D-real: A_n = -n (arXiv:2312.00752, section 3.6). Always in fp32, for exp() amplifies its error.
+        steps = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
+        self.A_log = nn.Parameter(steps.log().repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner, device=device))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, device=device, dtype=dtype)
+        for parameter in (self.A_log, self.D):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _init_dt(self, scheme: str, scale: float, low: float, high: float, floor: float) -> None:
+        """Start softplus(dt bias) log-uniform in [low, high] (arXiv:2312.00752, section 3.6)."""
+        spread = scale * self.dt_rank**-0.5
+        weight, bias = self.dt_proj.weight, self.dt_proj.bias
+        if scheme == "constant":
+            weight.fill_(spread)
+        else:
+            weight.uniform_(-spread, spread)
+        dt = torch.empty_like(bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp().clamp(min=floor)
+        bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        bias._no_reinit = True  # type: ignore[attr-defined]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        inference_params: InferenceParams | None = None,
+        *,
+        initial_state: MambaState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Mix hidden_states (B, L, d_model) along L.
+
+        ``inference_params``: the layer's entry in the cache is read (unless seqlen_offset is 0, the start of a text)
+        and overwritten, so a call on any number of tokens continues the ones before it. No gradient flows through it.
+        ``initial_state`` and ``return_state`` do the same with explicit values, with gradients.
+        """
+        cache = None
+        if inference_params is not None:
+            if initial_state is not None:
+                raise ValueError("initial_state and inference_params both give a state to start from: pass one")
+            cache = self._cache_for(inference_params, hidden_states.shape[0])
+            if inference_params.seqlen_offset > 0:
+                initial_state = cache
+                if hidden_states.shape[1] == 1 and not return_state:
+                    return self.step(hidden_states, *cache)[0]
+        out, state = self._mix(hidden_states, initial_state, return_state or cache is not None)
+        if cache is not None and state is not None:
+            for kept, new in zip(cache, state, strict=True):
+                kept.copy_(new.detach())  # in place: a captured CUDA graph reads these very addresses
+        return (out, state) if return_state and state is not None else out
+
+    def _mix(self, hidden: Tensor, initial: MambaState | None, want_state: bool) -> tuple[Tensor, MambaState | None]:
+        """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
+        conv_in, ssm_in = initial if initial is not None else (None, None)
+        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
+        conv_out = None
+        if want_state:
+            if conv_in is None:
+                conv_in = x.new_zeros(x.shape[0], self.d_inner, self.d_conv)
+            conv_out = torch.cat([conv_in.to(x.dtype), x[..., -self.d_conv :]], dim=-1)[..., -self.d_conv :]
+        x = causal_conv1d_fn(
+            x,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            initial_states=None if initial is None or conv_in is None else conv_in[..., 1:].to(x.dtype),
+            activation="silu",
+        )
+        dt, B, C = self._select(x.transpose(1, 2))
+        y = selective_scan_fn(
+            x,
+            dt.transpose(1, 2),
+            -torch.exp(self.A_log.float()),
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            self.D.float(),
+            z=z,
+            delta_bias=self.dt_proj.bias.float(),
+            delta_softplus=True,
+            return_last_state=want_state,
+            initial_state=ssm_in,
+        )
+        if want_state:
+            y, ssm_out = y
+            return self.out_proj(y.transpose(1, 2)), (conv_out, ssm_out)
+        return self.out_proj(y.transpose(1, 2)), None
+
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The input-dependent parameters of x (..., D): dt (..., D) without its bias, B and C (..., N) (algorithm 2)."""
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(dt, self.dt_proj.weight), B, C  # the op adds the bias, in fp32
+
+    def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One token: hidden_states (B, 1, M), conv_state (B, D, W), ssm_state (B, D, N).
+
+        Returns the output (B, 1, M) and both states, which are also updated in place.
+        """
+        if hidden_states.shape[1] != 1:
+            raise ValueError(f"step() takes one token a row, not {hidden_states.shape[1]}: call forward() for more")
+        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)  # (B, D) each
+        x = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        dt, B, C = self._select(x)
+        y = selective_state_update(
+            ssm_state,
+            x,
+            dt,
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D.float(),
+            z=z,
+            dt_bias=self.dt_proj.bias.float(),
+            dt_softplus=True,
+        )
+        return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: object
+    ) -> MambaState:
+        """A zero state for batch_size rows; max_seqlen does not matter to it. The SSM state is kept in fp32 always."""
+        device = self.out_proj.weight.device
+        conv_dtype = self.conv1d.weight.dtype if dtype is None else dtype
+        conv_state = torch.zeros(batch_size, self.d_inner, self.d_conv, device=device, dtype=conv_dtype)
+        return conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=torch.float32)
+
+    def _cache_for(self, params: InferenceParams, rows: int) -> MambaState:
+        """The rows of the cache that this batch owns, allocated on first use."""
+        if self.layer_idx is None:
+            raise ValueError("Mamba needs layer_idx to find its state in inference_params: pass it when you build it")
+        caches = params.key_value_memory_dict
+        start, stop = params.batch_size_offset, params.batch_size_offset + rows
+        if self.layer_idx not in caches:
+            if params.seqlen_offset > 0:
+                raise ValueError(f"no state for layer {self.layer_idx} at seqlen_offset {params.seqlen_offset}")
+            caches[self.layer_idx] = self.allocate_inference_cache(max(stop, params.max_batch_size), params.max_seqlen)
+        conv_state, ssm_state = caches[self.layer_idx]
+        if conv_state.shape[0] < stop:
+            raise ValueError(
+                f"the cache holds {conv_state.shape[0]} rows and the batch needs {stop}: allocate it larger"
+            )
+        return conv_state[start:stop], ssm_state[start:stop]
