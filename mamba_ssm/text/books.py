@@ -1,0 +1,69 @@
+"""The door to books: any supported file to pieces of text."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mamba_ssm.errors import BookError
+from mamba_ssm.text.epub import read_epub
+from mamba_ssm.text.html import read_html
+from mamba_ssm.text.pdf import read_pdf
+from mamba_ssm.text.piece import Piece, pack
+from mamba_ssm.text.plain import read_markdown, read_text
+
+Reader = Callable[[Path], Iterator[Piece]]
+
+_BY_SUFFIX: dict[str, Reader] = {
+    ".pdf": read_pdf,
+    ".epub": read_epub,
+    ".html": read_html,
+    ".htm": read_html,
+    ".xhtml": read_html,
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+    ".txt": read_text,
+}
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE)
+
+
+def read_pieces(path: str | os.PathLike[str]) -> Iterator[Piece]:
+    """Stream a book as pieces of at most 32,768 characters; the book's text is all of them joined.
+
+    Reads .txt, .md, .html, .pdf and .epub, told by content first and by suffix second. The same file always gives the
+    same pieces. Memory is bounded for text and Markdown, by a page for PDF, a chapter for EPUB, a document for HTML.
+
+    Raises BookError, as late as the damaged place is reached, when the file is missing, a folder, empty, encrypted,
+    scanned without a text layer, damaged, or not a book at all.
+    """
+    path = Path(path)
+    blank = True
+    try:
+        for piece in pack(_reader(path)(path)):
+            blank = blank and piece.text.isspace()
+            yield piece
+    except OSError as error:
+        raise BookError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from error
+    if blank:
+        raise BookError(f"{path}: nothing but white space; give a file with text in it")
+
+
+def _reader(path: Path) -> Reader:
+    if not path.exists():
+        raise BookError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise BookError(f"{path}: a folder; give one file (.txt, .md, .html, .pdf or .epub)")
+    if not path.is_file():
+        raise BookError(f"{path}: not a regular file; save it to disk first")
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        raise BookError(f"{path}: the file is empty (0 bytes); download it again")
+    if head.lstrip().startswith(b"%PDF-"):
+        return read_pdf
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return read_epub
+    suffix = path.suffix.lower()
+    if suffix not in _BY_SUFFIX:
+        return read_html if _HTML.match(head) else read_text
+    return _BY_SUFFIX[suffix]

@@ -1,0 +1,99 @@
+"""PDF to text, a page at a time, with page numbers and the outline's titles."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mamba_ssm.errors import BookError
+from mamba_ssm.text.encoding import normalise_newlines
+from mamba_ssm.text.piece import Piece, title
+
+if TYPE_CHECKING:
+    from pypdfium2 import PdfDocument
+
+_PASSWORD = 4  # FPDF_ERR_PASSWORD
+_PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
+# PDFium writes U+0002 or U+FFFE for a hyphen that it takes for a line's end.
+_HYPHEN = re.compile("(?<=[^\\W\\d_])(?:[-\u00ad\u2010]\n|[\x02\ufffe]\n?)(?=[^\\W\\d_])")
+_JUNK = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
+_TRAILING = re.compile("[ \t]+\n")
+
+
+def read_pdf(path: Path) -> Iterator[Piece]:
+    """Pieces of a PDF, page by page; a page's end is a line's end."""
+    import pypdfium2 as pdfium
+
+    try:
+        with _PDFIUM:
+            document = pdfium.PdfDocument(path)
+    except pdfium.PdfiumError as error:
+        if error.err_code == _PASSWORD:
+            raise BookError(f"{path}: an encrypted PDF; remove its password first, for example with qpdf") from error
+        raise BookError(f"{path}: a damaged PDF; download it again or repair it, for example with qpdf") from error
+    try:
+        with _PDFIUM:
+            count, outline = len(document), _outline(document)
+        section, empty = None, True
+        for index in range(count):
+            try:
+                with _PDFIUM:
+                    text = _page_text(document, index)
+            except pdfium.PdfiumError as error:
+                what = f"page {index + 1} is damaged; repair the PDF first, for example with qpdf"
+                raise BookError(f"{path}: {what}") from error
+            empty = empty and not text
+            for start, end, name in _sections(text, outline.get(index, []), section):
+                section = name
+                yield Piece(text[start:end], page=index + 1, section=section)
+    finally:
+        with _PDFIUM:
+            document.close()
+    if empty:
+        raise BookError(f"{path}: the PDF has no text layer; run OCR first, for example ocrmypdf")
+
+
+def clean(raw: str) -> str:
+    """A page's text: one kind of line end, words divided at a line's end joined, no control characters."""
+    text = _HYPHEN.sub(_join, normalise_newlines(raw))
+    text = _TRAILING.sub("\n", _JUNK.sub("", text)).strip()
+    return text + "\n" if text else ""
+
+
+def _join(match: re.Match[str]) -> str:
+    # Before a capital or a letter without case the hyphen is the word's own, as in "Anglo-Saxon".
+    return "" if match.string[match.end()].islower() else "-"
+
+
+def _page_text(document: PdfDocument, index: int) -> str:
+    page = document[index]
+    try:
+        return clean(page.get_textpage().get_text_bounded())
+    finally:
+        page.close()  # closes the text page too
+
+
+def _outline(document: PdfDocument) -> dict[int, list[str]]:
+    """Titles of the outline by page index, in the outline's order."""
+    titles: dict[int, list[str]] = {}
+    for mark in document.get_toc():
+        target = mark.get_dest()
+        index = target.get_index() if target else None
+        if index is not None and (name := title(mark.get_title() or "")):
+            titles.setdefault(index, []).append(name)
+    return titles
+
+
+def _sections(text: str, titles: list[str], section: str | None) -> Iterator[tuple[int, int, str | None]]:
+    """Cut a page where its outline titles stand on it; a title that does not stand there opens at the last cut."""
+    start = 0
+    for name in titles:
+        found = re.compile(r"\s+".join(map(re.escape, name.split())), re.IGNORECASE).search(text, start)
+        if found and found.start() > start:
+            yield start, found.start(), section
+            start = found.start()
+        section = name
+    yield start, len(text), section
