@@ -55,9 +55,7 @@ def load(
 def _check(name: str | os.PathLike[str], weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Raise CheckpointError for a missing, unexpected or wrongly shaped tensor. ESI's may be missing."""
     if missing := [key for key in wanted if key not in weights and not key.startswith("esi.")]:
-        raise CheckpointError(
-            f"{name} lacks {_some(missing)}: the file is not whole, or {CONFIG_NAME} is another model's"
-        )
+        raise CheckpointError(f"{name} lacks {_some(missing)}: its weights or its {CONFIG_NAME} are another model's")
     if unexpected := [key for key in weights if key not in wanted]:
         raise CheckpointError(f"{name} holds {_some(unexpected)}, which a model of its {CONFIG_NAME} does not have")
     for key, tensor in weights.items():

@@ -78,7 +78,7 @@ def _init_weights(
     rescale_prenorm_residual: bool = True,
     n_residuals_per_layer: int = 1,
 ) -> None:
-    """GPT-2's initialisation (Radford et al. 2019, section 2.3): what feeds the residual is scaled by 1/sqrt(layers)."""
+    """Initialise as GPT-2 (Radford et al. 2019, section 2.3): what feeds the residual is scaled by 1/sqrt(layers)."""
     if isinstance(module, nn.Linear):
         if module.bias is not None and not getattr(module.bias, "_no_reinit", False):
             nn.init.zeros_(module.bias)
@@ -169,15 +169,13 @@ class MixerModel(nn.Module):
         states after the last token are appended to. A caller that caches uses ``inference_params`` instead.
         """
         layers = self.layers[start:stop]
-        for layer, state in zip(layers, states or [None] * len(layers), strict=True):
-            if state is not None:
-                mixer_kwargs["initial_state"] = state
+        if new_states is not None:
+            mixer_kwargs["return_state"] = True
+        for index, layer in enumerate(layers):
+            if states is not None:
+                mixer_kwargs["initial_state"] = states[index]
             hidden_states, residual, *after = layer(
-                hidden_states,
-                residual,
-                inference_params=inference_params,
-                **mixer_kwargs,
-                **({} if new_states is None else {"return_state": True}),
+                hidden_states, residual, inference_params=inference_params, **mixer_kwargs
             )
             if new_states is not None:
                 new_states += after

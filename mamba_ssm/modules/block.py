@@ -18,12 +18,11 @@ def add_norm(
     norm: nn.Module, hidden_states: Tensor, residual: Tensor | None, *, fused: bool, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
     """hidden_states + residual (both (B, L, M)), normalised, and the sum itself: the next residual."""
-    if fused:
-        assert isinstance(norm, nn.LayerNorm | RMSNorm)
+    if fused and isinstance(norm, nn.LayerNorm | RMSNorm):
         return layer_norm_fn(
             hidden_states,
             norm.weight,
-            norm.bias,
+            norm.bias if isinstance(norm, nn.LayerNorm) else None,
             residual=residual,
             eps=norm.eps,
             prenorm=True,
@@ -73,7 +72,7 @@ class Block(nn.Module):
         inference_params: InferenceParams | None = None,
         **mixer_kwargs: Any,
     ) -> tuple[Tensor, ...]:
-        """hidden_states, residual (B, L, dim) -> (hidden_states, residual), and the state under ``return_state=True``."""
+        """hidden_states, residual (B, L, dim) -> (hidden_states, residual) [, state with ``return_state``]."""
         how = {"fused": self.fused_add_norm, "residual_in_fp32": self.residual_in_fp32}
         hidden_states, residual = add_norm(self.norm, hidden_states, residual, **how)
         mixed = self.mixer(hidden_states, inference_params=inference_params, **mixer_kwargs)

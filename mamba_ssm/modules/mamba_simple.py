@@ -1,6 +1,6 @@
-"""The Mamba mixer: a gated, causal, selective state space layer (Gu & Dao 2023, arXiv:2312.00752, section 3.4, figure 3).
+"""The Mamba mixer: a gated, causal, selective state space layer (arXiv:2312.00752, section 3.4, figure 3).
 
-Shapes: B batch, L length, M model width, D inner channels (expand * M), N state, R rank of dt, W width of the convolution.
+Shapes: B batch, L length, M model width, D inner channels (expand * M), N state, W width of the convolution.
 """
 
 from __future__ import annotations
@@ -123,16 +123,14 @@ class Mamba(nn.Module):
         """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
         conv_in, ssm_in = initial if initial is not None else (None, None)
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
-        conv_out = None
-        if want_state:
-            if conv_in is None:
-                conv_in = x.new_zeros(x.shape[0], self.d_inner, self.d_conv)
-            conv_out = torch.cat([conv_in.to(x.dtype), x[..., -self.d_conv :]], dim=-1)[..., -self.d_conv :]
+        # Before the first token the convolution sees zeros.
+        conv_out = x.new_zeros(*x.shape[:2], self.d_conv) if conv_in is None else conv_in.to(x.dtype)
+        conv_out = torch.cat([conv_out, x[..., -self.d_conv :]], dim=-1)[..., -self.d_conv :]
         x = causal_conv1d_fn(
             x,
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
-            initial_states=None if initial is None or conv_in is None else conv_in[..., 1:].to(x.dtype),
+            initial_states=None if conv_in is None else conv_in[..., 1:].to(x.dtype),
             activation="silu",
         )
         dt, B, C = self._select(x.transpose(1, 2))
@@ -155,7 +153,7 @@ class Mamba(nn.Module):
         return self.out_proj(y.transpose(1, 2)), None
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The input-dependent parameters of x (..., D): dt (..., D) without its bias, B and C (..., N) (algorithm 2)."""
+        """What depends on x (..., D): dt (..., D) without its bias, B and C (..., N) (algorithm 2)."""
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return F.linear(dt, self.dt_proj.weight), B, C  # the op adds the bias, in fp32
 
@@ -204,7 +202,5 @@ class Mamba(nn.Module):
             caches[self.layer_idx] = self.allocate_inference_cache(max(stop, params.max_batch_size), params.max_seqlen)
         conv_state, ssm_state = caches[self.layer_idx]
         if conv_state.shape[0] < stop:
-            raise ValueError(
-                f"the cache holds {conv_state.shape[0]} rows and the batch needs {stop}: allocate it larger"
-            )
+            raise ValueError(f"the cache has {conv_state.shape[0]} rows and the batch needs {stop}: allocate more")
         return conv_state[start:stop], ssm_state[start:stop]

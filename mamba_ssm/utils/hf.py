@@ -127,7 +127,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is damaged or holds more than tensors: get it again, as safetensors") from error
-    except Exception as error:  # noqa: BLE001 - safetensors, zip and pickle readers share no class for a damaged file
+    except Exception as error:  # safetensors, zip and pickle readers share no class for a damaged file
         raise CheckpointError(f"{path} is damaged ({str(error).partition(chr(10))[0]}): download it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(f"{path} is not a table of tensors: save model.state_dict() alone")

@@ -9,7 +9,7 @@ from torch import Tensor
 def modify_logit_for_repetition_penalty(
     logits: Tensor, prev_output_tokens: Tensor, repetition_penalty: float
 ) -> Tensor:
-    """Make tokens of prev_output_tokens (B, L) less likely, in place (Keskar et al. 2019, arXiv:1909.05858, section 4.1).
+    """Make tokens of prev_output_tokens (B, L) less likely, in place (CTRL, arXiv:1909.05858, section 4.1).
 
     Logits are divided by the penalty where positive and multiplied where not, so a penalty over 1 always lowers them.
     """
@@ -53,7 +53,7 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Tokens (B,) from logits (B, V): the likeliest for top_k 1, else drawn after temperature, top_k, top_p and min_p."""
+    """Tokens (B,) from logits (B, V): the likeliest for top_k 1, else drawn after temperature and the three limits."""
     if top_k == 1:
         return logits.argmax(dim=-1)
     if top_k < 0 or not 0 <= top_p <= 1 or not 0 <= min_p <= 1 or not temperature > 0:
