@@ -16,18 +16,12 @@ if TYPE_CHECKING:
 
 DOCUMENT_BYTES = 64 << 20  # the parsed tree takes some ten times the document
 
-_DROPPED = frozenset(
-    ("head", "script", "style", "nav", "noscript", "template", "svg", "iframe", "object", "audio", "video", "canvas")
-    + ("select", "annotation", "annotation-xml", "rt", "rp")
-)
+_DROPPED = frozenset(("head", "script", "style", "nav", "noscript", "template", "svg", "iframe", "object", "audio"))
+_DROPPED |= {"video", "canvas", "select", "annotation", "annotation-xml", "rt", "rp"}
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
-_PARAGRAPHS = _HEADINGS.union(
-    ("p", "pre", "blockquote", "ul", "ol", "dl", "table", "figure", "hr", "section", "article", "aside")
-)
-_LINES = frozenset(
-    ("div", "li", "dt", "dd", "tr", "caption", "address", "center", "details", "summary", "figcaption", "footer")
-    + ("form", "fieldset", "header", "main")
-)
+_PARAGRAPHS = _HEADINGS | {"p", "pre", "blockquote", "ul", "ol", "dl", "table", "figure", "hr", "section", "article"}
+_LINES = frozenset(("div", "li", "dt", "dd", "tr", "caption", "address", "center", "details", "summary", "figcaption"))
+_LINES |= {"aside", "header", "footer", "main", "form", "fieldset"}
 _CELLS = frozenset(("td", "th"))
 _SPACES = re.compile(r"[ \t\n\f\r]+")  # HTML's own white space: a no-break space stays
 
@@ -99,8 +93,9 @@ class _Walk:
             yield Piece("\n", section=self.section)
 
     def _begin(self, node: LexborNode, tag: str) -> None:
-        if self.titles and (name := self.titles.get(node.attributes.get("id") or "", "")):
-            self.section, self.named = name, True
+        anchor = self.titles and node.attributes.get("id")  # attributes cost a copy: look only where it can matter
+        if anchor and anchor in self.titles:
+            self.section, self.named = self.titles[anchor], True
         if tag in _HEADINGS and self.heading is None:
             self.heading = []
         elif tag == "br":
