@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mamba_ssm.training.squad import Article, development_titles, load_squad
+from mamba_ssm.training.squad import Article, load_squad, training_articles
 
 VOCABULARY = 32768
 SPECIALS = ["<|endoftext|>", "<|question|>", "<|answer|>", *(f"<|reserved{i}|>" for i in range(3, 8))]
@@ -34,9 +34,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("mamba_ssm/weights/default/tokenizer.json"))
     arguments = parser.parse_args()
-    articles = load_squad(arguments.dir / "squad" / "train-v1.1.json")
-    held_out = development_titles(articles)
-    training = [article for article in articles if article.title not in held_out]
+    articles = training_articles(load_squad(arguments.dir / "squad" / "train-v1.1.json"))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -52,7 +50,7 @@ def main() -> None:
         max_token_length=24,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(training, arguments.dir / "text"), trainer)
+    tokenizer.train_from_iterator(texts(articles, arguments.dir / "text"), trainer)
     form = json.loads(tokenizer.to_str())
     # Ids 0 to 7 stay, but are not matched inside text: a book that spells "<|endoftext|>" is text like any other.
     form["added_tokens"] = []

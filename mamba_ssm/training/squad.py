@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,12 @@ def development_titles(articles: Iterable[Article]) -> set[str]:
     """The 40 titles of SQuAD train with the smallest SHA-256: a rule that no order, seed or version can change."""
     titles = {article.title for article in articles}
     return set(sorted(titles, key=lambda title: hashlib.sha256(title.encode()).digest())[:DEVELOPMENT_ARTICLES])
+
+
+def training_articles(articles: Sequence[Article]) -> list[Article]:
+    """SQuAD train without its development articles."""
+    held_out = development_titles(articles)
+    return [article for article in articles if article.title not in held_out]
 
 
 def article_text(article: Article) -> tuple[str, list[int]]:
