@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_ssm.esi.config import ESIConfig
+from mamba_ssm.esi.mixin import ESIMixin
 from mamba_ssm.esi.module import ESI
 from mamba_ssm.models import checkpoint
 from mamba_ssm.models.config_mamba import MambaConfig
@@ -187,7 +188,7 @@ class MixerModel(nn.Module):
         return add_norm(self.norm_f, hidden_states, residual, fused=fused, residual_in_fp32=in_fp32)[0]
 
 
-class MambaLMHeadModel(nn.Module, GenerationMixin):
+class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
     """A Mamba language model with the original's parameter names, so that its checkpoints load."""
 
     def __init__(
@@ -216,19 +217,15 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
             dtype=dtype,
         )
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False, device=device, dtype=dtype)
+        self.esi: ESI | None = None
+        if config.esi is not None:
+            self.esi = ESI(config.d_model, config.padded_vocab_size, ESIConfig.from_dict(config.esi)).to(device, dtype)
         self.tie_weights()
 
     def tie_weights(self) -> None:
         """Let the head use the embedding's weights, where the config says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
-
-    def encode(self, input_ids: Tensor) -> Tensor:
-        """Token ids (B, L) -> hidden states (B, L, d_model) of ESI's encoder, the first n_enc layers, from a zero state."""
-        if self.esi is None:
-            raise ValueError("encode needs a model with embedding search and injection: its config has esi = None")
-        hidden, residual = self.backbone.forward_layers(self.backbone.embedding(input_ids), stop=self.esi.config.n_enc)
-        return hidden if residual is None else hidden + residual
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
@@ -251,8 +248,12 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
         treat every model as a Transformer: a recurrence needs none. With ``inference_params`` the input continues what
         was read before, at any split.
         """
-        if question_ids is not None and self.config.esi is None:
-            raise ValueError("question_ids need a model with embedding search and injection: its config has esi = None")
+        if question_ids is not None:
+            stream = self.stream(question_ids, inference_params)
+            logits = self.forward_injected(
+                input_ids, stream.advance(input_ids), num_last_tokens, inference_params=inference_params, **mixer_kwargs
+            )
+            return CausalLMOutput(logits, stream.hits)
         hidden_states = self.backbone(input_ids, inference_params=inference_params, **mixer_kwargs)
         if num_last_tokens > 0:
             hidden_states = hidden_states[:, -num_last_tokens:]

@@ -1,0 +1,56 @@
+"""The sizes of embedding search and injection."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mamba_ssm.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ESIConfig:
+    """Sizes that a checkpoint fixes. Lengths are in tokens.
+
+    A text is encoded in segments of ``segment`` tokens, each from a zero state; the first ``warmup`` tokens of a segment are
+    the last of the segment before, and give no keys. Windows of ``window`` tokens start every ``window // 2`` tokens.
+    """
+
+    n_enc: int = 2
+    d_search: int = 128
+    segment: int = 256
+    warmup: int = 64
+    window: int = 64
+    top_k: int = 8
+    d_read: int = 256
+    n_read: int = 3
+    d_state: int = 8
+    n_heads: int = 4
+    question: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or not 0 < value <= 65536:
+                raise CheckpointError(f"esi.{name} is {value!r}; it must be a whole number from 1 to 65536: mend config.json")
+        if self.window % 2 or self.block % self.stride or self.d_read % self.n_heads:
+            raise CheckpointError(
+                "esi.window must be even, esi.segment - esi.warmup a positive multiple of half a window, and esi.d_read a "
+                "multiple of esi.n_heads: mend config.json"
+            )
+
+    @property
+    def block(self) -> int:
+        """New tokens in a segment."""
+        return max(self.segment - self.warmup, 1)
+
+    @property
+    def stride(self) -> int:
+        """Tokens from the start of one window to the start of the next."""
+        return self.window // 2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ESIConfig:
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise CheckpointError(f"unknown ESI settings {', '.join(unknown)}: was config.json written by a newer mamba-esi?")
+        return cls(**values)

@@ -1,0 +1,150 @@
+"""Search: embed the question, project the text to the same space, score windows, keep the best k.
+
+Shapes: B batch, M question tokens, L text tokens, R search width, W windows, K kept windows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question in the search space: unit vectors (B, M, R) and their weights (B, M), which sum to 1 / temperature."""
+
+    vectors: Tensor
+    weights: Tensor
+
+
+class Search(nn.Module):
+    """Late interaction between a question and a text with a learned weight for each question token.
+
+    S_c = 1/tau * sum_j omega_j * max_{i in c} q_j . k_i, as ColBERT's MaxSim (Khattab & Zaharia 2020, arXiv 2004.12832)
+    with omega = softmax_j(u . h_j + log-prior of the token). The two projections start equal, so that a word of the question
+    matches itself in the text before any training.
+    """
+
+    def __init__(self, d_model: int, d_search: int, vocab_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.query = nn.Linear(d_model, d_search, bias=False)
+        self.key = nn.Linear(d_model, d_search, bias=False)
+        self.weight = nn.Linear(d_model, 1, bias=False)
+        self.prior = nn.Embedding(vocab_size, 1)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.orthogonal_(self.key.weight)
+        with torch.no_grad():
+            self.query.weight.copy_(self.key.weight)
+            self.prior.weight.zero_()
+            self.weight.weight.zero_()
+            self.log_scale.fill_(math.log(20.0))
+
+    def question(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Query:
+        """hidden (B, M, D), ids (B, M), mask (B, M) true where a token counts -> Query."""
+        normed = self.norm(hidden)
+        logits = (self.weight(normed) + self.prior(ids)).squeeze(-1).float()
+        weights = logits.masked_fill(~mask, float("-inf")).softmax(-1)
+        vectors = F.normalize(self.query(normed).float(), dim=-1)
+        return Query(vectors, weights * self.log_scale.exp().clamp(max=MAX_SCALE))
+
+    def keys(self, hidden: Tensor) -> Tensor:
+        """hidden (..., L, D) -> unit keys (..., L, R), fp32."""
+        return F.normalize(self.key(self.norm(hidden)).float(), dim=-1)
+
+
+class EmbeddingSearch:
+    """Search with a checkpoint's own token embeddings, for checkpoints that were never trained to search.
+
+    Keys are embeddings (V, D) less their mean, at unit length. A token's weight is its inverse document frequency by Zipf's law:
+    byte-pair vocabularies are ordered by frequency, and the token of rank r has a share of about 1/r, so idf ~ log(r).
+    """
+
+    SCALE = 20.0
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self.mean = table.float().mean(0)
+
+    def keys(self, ids: Tensor) -> Tensor:
+        """ids (..., L) -> unit keys (..., L, D), fp32."""
+        return F.normalize(self.table[ids].float() - self.mean, dim=-1)
+
+    def question(self, ids: Tensor, mask: Tensor) -> Query:
+        """ids (B, M), mask (B, M) -> Query."""
+        weights = torch.log2(2.0 + ids.float()) ** 2 * mask
+        return Query(self.keys(ids), self.SCALE * weights / weights.sum(-1, keepdim=True).clamp(min=1e-9))
+
+
+def half_window_maxima(query: Query, keys: Tensor, stride: int) -> Tensor:
+    """Best match of each question token in each run of ``stride`` tokens.
+
+    keys (B, L, R) or (L, R), shared by all questions; L must be a multiple of ``stride`` -> (B, M, L / stride).
+    """
+    return (query.vectors.to(keys.dtype) @ keys.mT).unflatten(-1, (-1, stride)).amax(-1)
+
+
+def window_scores(query: Query, maxima: Tensor) -> Tensor:
+    """Scores of windows of two neighbouring half windows: maxima (B, M, ..., H) -> (B, ..., H - 1)."""
+    pairs = torch.maximum(maxima[..., :-1], maxima[..., 1:])
+    return torch.einsum("bm,bm...->b...", query.weights.to(pairs.dtype), pairs)
+
+
+class TopK:
+    """The k best windows of a stream, in memory that does not grow with it.
+
+    ``scores`` (B, K) and ``starts`` (B, K) hold the windows' scores and first tokens, best first; unused places have the score
+    -inf and the start -1.
+    """
+
+    def __init__(self, batch: int, k: int, device: torch.device | str = "cpu") -> None:
+        self.scores = torch.full((batch, k), float("-inf"), device=device)
+        self.starts = torch.full((batch, k), -1, dtype=torch.long, device=device)
+
+    def merge(self, scores: Tensor, starts: Tensor) -> Tensor:
+        """Add windows: scores (B, W), starts (W,). Returns (B, K): where each kept window came from,
+        0..K-1 for the place it held before, K + w for the new window w."""
+        k = self.scores.shape[1]
+        all_scores = torch.cat([self.scores, scores.float()], 1)
+        all_starts = torch.cat([self.starts, starts.to(self.starts).expand(len(scores), -1)], 1)
+        # A stable sort, so that of equal scores the earlier window stays, whatever the split into blocks.
+        order = all_scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        self.scores, self.starts = all_scores.gather(1, order), all_starts.gather(1, order)
+        return order
+
+
+class StreamingSearch:
+    """Score the windows of a stream of keys against questions and keep the best k of each, in O(k) memory.
+
+    The result does not depend on how the stream is cut into blocks.
+    """
+
+    def __init__(self, query: Query, k: int, stride: int) -> None:
+        self.query, self.stride = query, stride
+        self.top = TopK(len(query.vectors), k, query.vectors.device)
+        self.position = 0
+        self._last_half: Tensor | None = None
+
+    def push(self, keys: Tensor) -> Tensor:
+        """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own; L is a multiple of ``stride``.
+
+        Returns what `TopK.merge` returns: where each window that is now kept came from.
+        """
+        halves = half_window_maxima(self.query, keys, self.stride)
+        first = self.position
+        if self._last_half is not None:
+            halves, first = torch.cat([self._last_half, halves], -1), first - self.stride
+        self._last_half = halves[..., -1:]
+        self.position += keys.shape[-2]
+        scores = window_scores(self.query, halves)
+        starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
+        return self.top.merge(scores, starts)

@@ -1,0 +1,43 @@
+"""Exact match and F1 of answers as SQuAD defines them (Rajpurkar et al. 2016, section 6), and intervals."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(answer: str) -> str:
+    """Lower case, without punctuation, articles and extra white space."""
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, truth: str) -> float:
+    return float(normalise(prediction) == normalise(truth))
+
+
+def f1(prediction: str, truth: str) -> float:
+    """Harmonic mean of precision and recall of the words."""
+    said, right = normalise(prediction).split(), normalise(truth).split()
+    common = sum((Counter(said) & Counter(right)).values())
+    return 2.0 * common / (len(said) + len(right)) if common else 0.0
+
+
+def best_of(metric: Callable[[str, str], float], prediction: str, truths: Sequence[str]) -> float:
+    """The metric against whichever right answer suits best."""
+    return max(metric(prediction, truth) for truth in truths)
+
+
+def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927); 95% by default."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,103 @@
+"""Train the search, and run it over whole books to find what the reader is trained on.
+
+Shapes: Q questions, A article crops, T tokens of a crop, W windows, K kept windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamba_ssm.esi.module import segments
+from mamba_ssm.esi.search import StreamingSearch, half_window_maxima, window_scores
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from mamba_ssm.training.examples import Examples
+from mamba_ssm.training.losses import any_of_loss
+
+
+@dataclass(frozen=True)
+class SearchBatch:
+    """Crops (A, T) of articles, questions (Q, M), and of each question: its crop (Q,) and its gold spans in it (Q, G, 2), -1 none."""
+
+    crops: Tensor
+    questions: Tensor
+    crop: Tensor
+    gold: Tensor
+
+
+def search_batches(
+    examples: Examples, n_crops: int, crop_tokens: int, max_questions: int, rng: np.random.Generator
+) -> Iterator[SearchBatch]:
+    """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops."""
+    n_articles = len(examples.offsets) - 1
+    by_article = [np.flatnonzero(examples.article == a) for a in range(n_articles)]
+    while True:
+        crops, chosen, crop_of, shift = [], [], [], []
+        for place, article in enumerate(rng.permutation(n_articles)[:n_crops]):
+            text = examples.text(article)
+            start = int(rng.integers(0, max(1, len(text) - crop_tokens + 1)))
+            crop = text[start : start + crop_tokens]
+            crops.append(np.pad(crop, (0, crop_tokens - len(crop))))
+            candidates = by_article[article]
+            first, last = examples.gold[candidates, 0, 0], examples.gold[candidates, 0, 1]
+            candidates = candidates[(first >= start) & (last < start + crop_tokens)]
+            chosen.append(candidates)
+            crop_of.append(np.full(len(candidates), place))
+            shift.append(np.full(len(candidates), start))
+        rows, crop_rows, shifts = map(np.concatenate, (chosen, crop_of, shift))
+        pick = rng.permutation(len(rows))[:max_questions]
+        gold = examples.gold[rows[pick]]
+        yield SearchBatch(
+            torch.from_numpy(np.stack(crops)),
+            torch.from_numpy(examples.questions[rows[pick]]),
+            torch.from_numpy(crop_rows[pick]),
+            torch.from_numpy(np.where(gold < 0, -1, gold - shifts[pick, None, None])),
+        )
+
+
+def gold_windows(gold: Tensor, starts: Tensor, window: int) -> Tensor:
+    """Which windows hold a gold span whole: gold (Q, G, 2), starts (Q, W) or (W,) -> (Q, W)."""
+    first, last = gold[..., 0, None], gold[..., 1, None]
+    starts = starts.expand(len(gold), -1)[:, None]
+    return ((first >= 0) & (starts <= first) & (last < starts + window) & (starts >= 0)).any(1)
+
+
+def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
+    """-log of the share of the gold windows among every window of every crop of the batch."""
+    searcher = model.searcher()
+    window, stride = searcher.config.window, searcher.config.stride
+    keys = searcher.segment_keys(segments(batch.crops, searcher.config).flatten(0, 1))
+    width = int((batch.questions > 0).sum(1).max())
+    query = searcher.ask(batch.questions[:, :width]).query
+    n_crops, crop_tokens = batch.crops.shape
+    maxima = half_window_maxima(query, keys.flatten(0, 1).to(torch.bfloat16), stride).float()
+    scores = window_scores(query, maxima.unflatten(-1, (n_crops, -1)))
+    starts = stride * torch.arange(scores.shape[-1], device=scores.device)
+    right = torch.zeros_like(scores, dtype=torch.bool)
+    rows = torch.arange(len(batch.crop), device=scores.device)
+    right[rows, batch.crop] = gold_windows(batch.gold, starts, window)
+    return any_of_loss(scores.flatten(1), right.flatten(1))
+
+
+@torch.no_grad()
+def search_book(
+    model: MambaLMHeadModel, book: Tensor, questions: Tensor, k: int, rows: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Find windows of a whole book for many questions: book (T,), questions (Q, M) -> starts and scores (Q, K), best first."""
+    searcher = model.searcher()
+    block = searcher.config.block
+    text = torch.nn.functional.pad(book, (0, -len(book) % block))
+    keys = torch.cat([searcher.segment_keys(part) for part in segments(text, searcher.config).split(rows)])
+    keys = keys.flatten(0, 1).to(torch.bfloat16)
+    found = []
+    for part in questions.split(rows):
+        search = StreamingSearch(searcher.ask(part[:, : int((part > 0).sum(1).max())]).query, k, searcher.config.stride)
+        for chunk in keys.split(64 * block):
+            search.push(chunk)
+        found.append((search.top.starts, search.top.scores))
+    starts, scores = map(torch.cat, zip(*found, strict=True))
+    return starts, scores
