@@ -1,0 +1,47 @@
+"""What every Triton kernel here needs from the host: where it runs, how large a grid fills the chip, output layouts."""
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+
+from mamba_ssm.errors import BackendError
+
+# Lanes of a warp lie along the channels, so that a channel-last load is one coalesced access.
+BLOCK_D = 32
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in Python (TRITON_INTERPRET=1), which is how they run without a GPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def on_device(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Context in which a kernel for x may be launched. Raises BackendError when Triton cannot run on x's device."""
+    if x.is_cuda:
+        return torch.cuda.device(x.device)
+    if interpreting():
+        return contextlib.nullcontext()
+    raise BackendError(f"The Triton back-end needs CUDA tensors, got {x.device.type}: move them, or take another one.")
+
+
+def target_programs(x: torch.Tensor, warps_per_program: int) -> int:
+    """Programs that keep every multiprocessor of x's device at 16 warps, where latency is hidden well enough."""
+    if not x.is_cuda:
+        return 8
+    return torch.cuda.get_device_properties(x.device).multi_processor_count * 16 // warps_per_program
+
+
+def channel_last(x: torch.Tensor) -> bool:
+    """Whether neighbouring channels of x (B, D, L) are nearer in memory than neighbouring time steps."""
+    return x.stride(1) <= x.stride(2)
+
+
+def empty_like_layout(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Unwritten dense tensor of x's shape (B, D, L) whose fastest axis is x's."""
+    b, d, length = x.shape
+    dtype = dtype or x.dtype
+    if channel_last(x):
+        return torch.empty(b, length, d, dtype=dtype, device=x.device).transpose(1, 2)
+    return torch.empty(b, d, length, dtype=dtype, device=x.device)
