@@ -55,6 +55,7 @@ def read_epub(path: Path) -> Iterator[Piece]:
             for piece in html_pieces(archive.markup(chapter), names):
                 section = piece.section
                 yield piece
+            yield Piece("\n", section=section)
 
 
 class _Archive:

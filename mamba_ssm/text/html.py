@@ -135,7 +135,7 @@ class _Walk:
             after, space = (len(raw) - len(raw.rstrip("\n")), "") if text else (0, "")
         else:
             flat = _SPACES.sub(" ", raw)
-            text = flat.strip(" ")
+            text = flat.strip(" ") if flat.strip() else ""  # a no-break space alone fills an empty cell
             if flat.startswith(" ") and not self.gap:
                 self.gap = " "
             after, space = 0, " " if flat.endswith(" ") else ""
