@@ -1,0 +1,185 @@
+"""The selective scan on a CPU: the reference's mathematics in tiles that stay in the cache.
+
+A tile holds some rows of the batch and some steps of time. Decays and inputs of all its steps are computed at once; the
+recurrence itself is then a single fused multiply-add a step, and the outputs of all steps are one batched product.
+The backward pass keeps only the state at the start of each tile, and recomputes the states inside.
+
+Letters: B batch, D channels, L length, N state, G groups, E = D / G channels of a group.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# How many numbers each thread has in a buffer of a tile, and in a step of it: measured, with 1 MiB of cache a core.
+TILE, STEP = 1 << 16, 1 << 15
+STEPS_KEPT = 16
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    initial_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Shapes and results are the reference's, for real A. out has u's memory layout: (B, D, L), or (B, L, D)."""
+    real = torch.promote_types(u.dtype, torch.float32)
+    x, dt = _channels_last(u, real), _channels_last(delta, real)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(real)
+    if delta_softplus:
+        dt = F.softplus(dt)
+    B, C = _by_group(B, C, u.shape, real)
+    groups = (B.shape[1], u.shape[1] // B.shape[1])
+    h = u.new_zeros(u.shape[0], *A.shape, dtype=real) if initial_state is None else initial_state.to(real)
+    inputs = (
+        dt.transpose(0, 1).unflatten(-1, groups),
+        (dt * x).transpose(0, 1).unflatten(-1, groups),
+        A.to(real).unflatten(0, groups).transpose(1, 2),
+        B.permute(3, 0, 1, 2),
+        C.permute(3, 0, 1, 2),
+        h.unflatten(1, groups).transpose(2, 3),
+    )
+    recorded = torch.is_grad_enabled() and any(m.requires_grad for m in inputs)
+    y, last_state = _Scan.apply(*inputs) if recorded else _scan(*inputs)[:2]
+    y = y.flatten(2).transpose(0, 1)
+    if D is not None:
+        y = torch.addcmul(y, x, D.to(real))
+    if z is not None:
+        y = y * F.silu(_channels_last(z, real))
+    out = y.to(u.dtype).transpose(1, 2)
+    if u.stride(1) != 1:
+        out = out.contiguous()
+    return (out, last_state.transpose(2, 3).flatten(1, 2)) if return_last_state else out
+
+
+def _channels_last(m: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, D, L) to contiguous (B, L, D)."""
+    return m.transpose(1, 2).to(dtype).contiguous()
+
+
+def _by_group(B: Tensor, C: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Bring B and C to (B, G, N, L); where one of them is constant over time, every channel is a group."""
+    batch, dim, length = shape
+    constant = B.dim() == 2 or C.dim() == 2
+
+    def bring(m: Tensor) -> Tensor:
+        if m.dim() == 2:
+            return m.to(dtype)[None, :, :, None].expand(batch, -1, -1, length)
+        m = m.to(dtype) if m.dim() == 4 else m.to(dtype).unsqueeze(1)
+        return m.repeat_interleave(dim // m.shape[1], dim=1) if constant else m
+
+    return bring(B), bring(C)
+
+
+class _Tile:
+    """Buffers of T steps of R rows: decays (T, R, G, N, E), and states (T + 1, R, G, N, E), the first the carry."""
+
+    def __init__(self, steps: int, rows: int, A: Tensor) -> None:
+        self.steps = steps
+        self.log2_A = A / math.log(2)  # exp2 is several times as fast as exp
+        self.decay = A.new_empty(steps, rows, *A.shape)
+        self.state = A.new_empty(steps + 1, rows, *A.shape)
+        self.decays, self.states = self.decay.unbind(), self.state.unbind()
+
+    def run(self, h: Tensor, dt: Tensor, v: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Go from state h over dt, v (T, R, G, E) and B (T, R, G, N): decays and states, good until the next run."""
+        n = len(dt)
+        decay, state = self.decay[:n], self.state[: n + 1]
+        torch.mul(dt.unsqueeze(-2), self.log2_A, out=decay).exp2_()
+        state[0] = h
+        torch.mul(v.unsqueeze(-2), B.unsqueeze(-1), out=state[1:])
+        for t in range(n):
+            self.states[t + 1].addcmul_(self.decays[t], self.states[t])
+        return decay, state
+
+
+def _tiles(dt: Tensor, A: Tensor, keep: bool) -> Iterator[tuple[slice, _Tile]]:
+    """Cut the batch of dt (L, B, G, E) into rows that fit a tile together."""
+    length, batch = dt.shape[:2]
+    threads, width = torch.get_num_threads(), max(1, A.numel())
+    step = min(STEP, TILE // STEPS_KEPT) if keep else STEP
+    rows = max(1, min(batch, step * threads // width))
+    steps = STEPS_KEPT if keep else max(1, min(length, TILE * threads // (rows * width)))
+    for r in range(0, batch, rows):
+        part = slice(r, min(r + rows, batch))
+        yield part, _Tile(steps, part.stop - r, A)
+
+
+@torch.no_grad()
+def _scan(
+    dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h_t = exp(Δ_t A) h_{t-1} + B_t v_t and y_t = C_t h_t.
+
+    dt, v: (L, B, G, E). A: (G, N, E). B, C: (L, B, G, N). h: (B, G, N, E), the state before.
+    Returns y (L, B, G, E), the last state, and (if they are to keep) the states at the start of each tile.
+    """
+    length = len(dt)
+    y, last = torch.empty_like(v), torch.empty_like(h)
+    starts = h.new_empty(-(-length // STEPS_KEPT) if keep else 0, *h.shape)
+    for part, tile in _tiles(dt, A, keep):
+        carry = h[part]
+        for i, t in enumerate(range(0, length, tile.steps)):
+            span = (slice(t, t + tile.steps), part)
+            if keep:
+                starts[i, part] = carry
+            _, states = tile.run(carry, dt[span], v[span], B[span])
+            y[span] = _matmul(C[span].unsqueeze(-2), states[1:]).squeeze(-2)
+            carry = states[-1]
+        last[part] = carry
+    return y, last, starts
+
+
+class _Scan(torch.autograd.Function):
+    """`_scan` with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, last, starts = _scan(dt, v, A, B, C, h, keep=True)
+        ctx.save_for_backward(dt, v, A, B, C, starts)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor, ...]:
+        # g_t, the gradient of h_t, is C_t dy_t + exp(Δ_{t+1} A) g_{t+1}; all the others are products with it.
+        dt, v, A, B, C, starts = ctx.saved_tensors
+        d_dt, d_v, d_B, d_C, d_h = (torch.empty_like(m) for m in (dt, v, B, C, d_last))
+        d_A = torch.zeros_like(A)
+        for part, tile in _tiles(dt, A, keep=True):
+            carry, g_buffer = d_last[part], torch.empty_like(tile.decay)
+            for i in reversed(range(len(starts))):
+                span = (slice(i * tile.steps, (i + 1) * tile.steps), part)
+                decay, states = tile.run(starts[i, part], dt[span], v[span], B[span])
+                g = torch.mul(dy[span].unsqueeze(-2), C[span].unsqueeze(-1), out=g_buffer[: len(decay)])
+                g[-1] += carry
+                for t in reversed(range(len(g) - 1)):
+                    g[t].addcmul_(decay[t + 1], g[t + 1])
+                d_C[span] = _matmul(states[1:], dy[span].unsqueeze(-1)).squeeze(-1)
+                d_B[span] = _matmul(g, v[span].unsqueeze(-1)).squeeze(-1)
+                d_v[span] = _matmul(B[span].unsqueeze(-2), g).squeeze(-2)
+                g *= decay
+                carry = g[0].clone()
+                g *= states[:-1]
+                d_dt[span] = torch.mul(g, A, out=decay).sum(-2)
+                d_A += g.mul_(dt[span].unsqueeze(-2)).sum((0, 1))
+            d_h[part] = carry
+        return d_dt, d_v, d_A, d_B, d_C, d_h
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
