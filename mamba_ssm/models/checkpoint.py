@@ -47,6 +47,8 @@ def load(
     device = torch.get_default_device() if device is None else torch.device(device)
     # Copies, for a view of the file would change, or crash, with the file. A_log and D stay in fp32 (see Mamba).
     ready = {k: v.to(device, wanted[k].dtype, copy=True) for k, v in weights.items()}
+    # Real memory for what a checkpoint from before ESI lacks, and for buffers that no checkpoint holds.
+    model.esi = model.new_esi(device, dtype)
     model.load_state_dict(ready, strict=False, assign=True)
     model.tie_weights()
     return model

@@ -217,10 +217,15 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
             dtype=dtype,
         )
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False, device=device, dtype=dtype)
-        self.esi: ESI | None = None
-        if config.esi is not None:
-            self.esi = ESI(config.d_model, config.padded_vocab_size, ESIConfig.from_dict(config.esi)).to(device, dtype)
+        self.esi = self.new_esi(device, dtype)
         self.tie_weights()
+
+    def new_esi(self, device: torch.device | str | None, dtype: torch.dtype | None) -> ESI | None:
+        """Untrained parameters of search and injection, if the config asks for them."""
+        config = self.config
+        if config.esi is None:
+            return None
+        return ESI(config.d_model, config.padded_vocab_size, ESIConfig.from_dict(config.esi)).to(device, dtype)
 
     def tie_weights(self) -> None:
         """Let the head use the embedding's weights, where the config says so."""

@@ -1,0 +1,112 @@
+"""Compare logits with transformers' MambaForCausalLM: the same random weights, fp32, at the geometry of mamba-130m.
+
+    python evals/transformers_parity.py [--out evals/results/transformers_parity.json]
+
+Weights go through a folder that transformers wrote. Prefill is one call; decode is a token at a time, against
+transformers' own cached decoding; chunked is a prefill in uneven pieces. Exit status 1 if a difference exceeds 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+import mamba_ssm
+from mamba_ssm import MambaLMHeadModel
+from mamba_ssm.utils.generation import InferenceParams
+
+TARGET = 1e-4
+CHUNKS = (1, 2, 7, 64, 3, 1, 50)
+ROOT = Path(__file__).parents[1]
+
+
+def transformers_model() -> transformers.MambaForCausalLM:
+    """mamba-130m's sizes. Random everywhere, A and D too, so that no parameter can be missed."""
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(hidden_size=768, num_hidden_layers=24, vocab_size=50280, initializer_range=0.02)
+    model = transformers.MambaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        parameter += 0.1 * torch.randn_like(parameter) if parameter.ndim == 1 or "A_log" in name else 0
+    return model
+
+
+def in_chunks(model: MambaLMHeadModel, ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    params = InferenceParams(max_seqlen=ids.shape[1], max_batch_size=ids.shape[0])
+    parts = []
+    for chunk in ids.split(lengths, dim=1):
+        parts.append(model(chunk, inference_params=params).logits)
+        params.seqlen_offset += chunk.shape[1]
+    return torch.cat(parts, dim=1)
+
+
+def decode_with_transformers(model: transformers.MambaForCausalLM, ids: Tensor) -> Tensor:
+    cache, parts = None, []
+    for token in ids.split(1, dim=1):
+        out = model(token, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        parts.append(out.logits)
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def measure() -> dict[str, float]:
+    theirs = transformers_model()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = MambaLMHeadModel.from_pretrained(folder).eval()
+    ids = torch.randint(0, 50280, (2, sum(CHUNKS)))
+    expected = theirs(ids).logits
+    differences = {
+        "prefill": ours(ids).logits - expected,
+        "decode": in_chunks(ours, ids, (1,) * ids.shape[1]) - decode_with_transformers(theirs, ids),
+        "chunked": in_chunks(ours, ids, CHUNKS) - expected,
+    }
+    return {name: value.abs().max().item() for name, value in differences.items()} | {
+        "logits_standard_deviation": expected.std().item()
+    }
+
+
+def git_commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "evals" / "results" / "transformers_parity.json")
+    arguments = parser.parse_args()
+    differences = measure()
+    scale = differences.pop("logits_standard_deviation")
+    report = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "device": "cpu"},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "mamba_ssm": mamba_ssm.__version__,
+        },
+        "geometry": {"d_model": 768, "n_layer": 24, "vocab_size": 50280, "batch": 2, "length": sum(CHUNKS)},
+        "chunks": CHUNKS,
+        "logits_standard_deviation": scale,
+        "max_abs_difference": differences,
+        "target": TARGET,
+        "passed": all(value <= TARGET for value in differences.values()),
+    }
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+    return 0 if report["passed"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
