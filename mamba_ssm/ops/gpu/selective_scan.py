@@ -80,7 +80,7 @@ class _Plan:
         self.N = max(triton.next_power_of_2(self.states), 2)
         # 16 state elements a lane; with more, values spill to memory.
         self.num_warps = max(1, min(8, self.N // 16))
-        self.tile = TILE if self.N <= 16 * self.num_warps else TILE // 2
+        self.tile = TILE if self.num_warps * 16 >= self.N else TILE // 2
         self.groups = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
         self.d_per_group = self.dim // self.groups
         self.blocks = self.groups * triton.cdiv(self.d_per_group, BLOCK_D)
@@ -114,8 +114,8 @@ class _Plan:
 
 
 def _strides(m: Tensor) -> tuple[int, ...]:
-    """Of B or C: (batch, group, state, time), or (0, channel, state) where constant."""
-    return m.stride() if m.dim() == 4 else (0, *m.stride())
+    """Of B or C: (batch, group, state, time), or (0, channel, state, 0) where constant."""
+    return m.stride() if m.dim() == 4 else (0, *m.stride(), 0)
 
 
 def _stride_or_zeros(m: Tensor | None) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def _stride_or_zeros(m: Tensor | None) -> tuple[int, ...]:
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         u: Tensor,
         delta: Tensor,
@@ -165,7 +165,7 @@ class _SelectiveScan(torch.autograd.Function):
         return out, last
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, D, z, bias, initial, saved = ctx.saved_tensors
         if saved is None:
             through = [None if m is None else torch.zeros_like(m) for m in (u, delta, A, B, C, D, z, bias)]

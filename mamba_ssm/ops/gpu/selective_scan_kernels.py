@@ -1,21 +1,24 @@
-"""Triton kernels of the selective scan (Gu & Dao 2023, arXiv 2312.00752, equations 2a and 4, zero-order hold as in algorithm 2).
+"""Triton kernels of the selective scan (Gu & Dao 2023, arXiv 2312.00752, equation 4 and algorithm 2).
 
 For every batch row b and channel d, with N states and time t (indices b, d left out):
 
     dt_t = softplus(delta_t + delta_bias)                 h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t
     y_t  = <C_t, h_t> + D u_t                             out_t = y_t * silu(z_t)
 
-Layout: a program walks BLOCK_D channels serially through time. State tiles are (N, BLOCK_D): lanes lie along the channels
-and a lane owns all N states of its channel, so <C, h> needs no exchange between lanes. When batch * channels are too few to
-fill the chip, time is split into chunks that run as programs of their own: `chunk_carry_kernel` finds the state that each
-chunk adds and its total decay, and the main kernels fold these into the state that they start from.
+Layout: a program walks BLOCK_D channels serially through time. State tiles are (N, BLOCK_D): lanes lie along the
+channels and a lane owns all N states of its channel, so <C, h> needs no exchange between lanes. When batch * channels
+are too few to fill the chip, time is split into chunks that run as programs of their own: `chunk_carry_kernel` finds
+the state that each chunk adds and its total decay, and the main kernels fold these into the state they start from.
 
-States, carries and sums are fp32 whatever the inputs are: a recurrence rounds once a step, so in half precision its error
-would grow with the length.
+States, carries and sums are fp32 whatever the inputs are: a recurrence rounds once a step, so in half precision its
+error would grow with the length.
 
-Loops whose bounds are known at run time only are written with `while`: Triton's interpreter, which the tests on a CPU use,
-cannot take `range` over a run-time value with NumPy 2.4.
+Loops with bounds known only at run time are written with `while`: Triton's interpreter, which the tests on a CPU use,
+cannot take `range` over a run-time value with NumPy 2.4. Conditions on a pointer being None are settled when the
+kernel is compiled, so they stand apart from run-time ones.
 """
+# ruff: noqa: SIM102
+# mypy: disable-error-code="assignment,var-annotated"
 
 import triton
 import triton.language as tl
@@ -64,6 +67,30 @@ def time_pointer(ptr, strides, row, index, t):
 
 
 @triton.jit
+def token_pointer(ptr, strides, row, group, n, t):
+    """Addresses of (row, group, :, t) in B or C by token, (B, G, N, L)."""
+    return ptr + row * strides[0] + group * strides[1] + n * strides[2] + tl.cast(t, tl.int64) * strides[3]
+
+
+@triton.jit
+def load_constant(ptr, strides, d, n, mask, VARIABLE: tl.constexpr):
+    """A constant B or C (D, N), strides (0, channel, state, 0), as a state tile."""
+    if VARIABLE:
+        return 0.0
+    else:
+        return load_fp32(ptr + d[None, :] * strides[1] + n[:, None] * strides[2], mask)
+
+
+@triton.jit
+def load_token(constant, ptr, mask, VARIABLE: tl.constexpr):
+    """B or C of one token, (N, 1); or the constant one, (N, BLOCK_D)."""
+    if VARIABLE:
+        return load_fp32(ptr, mask)[:, None]
+    else:
+        return constant
+
+
+@triton.jit
 def chunk_carry_kernel(
     x_ptr, delta_ptr, V_ptr, A_ptr, z_ptr, bias_ptr, carry_ptr, decay_ptr,
     x_strides, delta_strides, V_strides, z_strides, A_strides,
@@ -84,9 +111,7 @@ def chunk_carry_kernel(
     bias = tl.zeros([BLOCK_D], tl.float32)
     if bias_ptr is not None:
         bias = load_fp32(bias_ptr + d, d_mask)
-    V = tl.zeros([N, BLOCK_D], tl.float32)
-    if not VARIABLE:
-        V = load_fp32(V_ptr + d[None, :] * V_strides[1] + n[:, None] * V_strides[2], nd_mask)
+    V_constant = load_constant(V_ptr, V_strides, d, n, nd_mask, VARIABLE)
     start = chunk * chunk_len
     stop = tl.minimum(start + chunk_len, length)
     h = tl.zeros([N, BLOCK_D], tl.float32)
@@ -102,16 +127,13 @@ def chunk_carry_kernel(
         delta_at = time_pointer(delta_ptr, delta_strides, row, d, t0)
         if z_ptr is not None:
             z_at = time_pointer(z_ptr, z_strides, row, d, t0)
-        if VARIABLE:
-            V_at = V_ptr + row * V_strides[0] + group * V_strides[1] + n * V_strides[2]
-            V_at += tl.cast(t0, tl.int64) * V_strides[3]
+        V_at = token_pointer(V_ptr, V_strides, row, group, n, t0)
         for i in tl.static_range(TILE):
             k = TILE - 1 - i if REVERSE else i
             mask = d_mask & (t0 + k < stop)
             dt = step_size(load_fp32(delta_at + k * delta_strides[2], mask) + bias, mask, SOFTPLUS)
             x = load_fp32(x_at + k * x_strides[2], mask)
-            if VARIABLE:
-                V = load_fp32(V_at + k * V_strides[3], (n < n_states) & (t0 + k < stop))[:, None]
+            V = load_token(V_constant, V_at + k * V_strides[3], (n < n_states) & (t0 + k < stop), VARIABLE)
             a = tl.exp2(A2 * dt[None, :])
             if REVERSE:
                 if z_ptr is not None:
@@ -159,12 +181,8 @@ def scan_forward_kernel(
     skip = tl.zeros([BLOCK_D], tl.float32)
     if D_ptr is not None:
         skip = load_fp32(D_ptr + d, d_mask)
-    B = tl.zeros([N, BLOCK_D], tl.float32)
-    if not VARIABLE_B:
-        B = load_fp32(B_ptr + d[None, :] * B_strides[1] + n[:, None] * B_strides[2], nd_mask)
-    C = tl.zeros([N, BLOCK_D], tl.float32)
-    if not VARIABLE_C:
-        C = load_fp32(C_ptr + d[None, :] * C_strides[1] + n[:, None] * C_strides[2], nd_mask)
+    B_constant = load_constant(B_ptr, B_strides, d, n, nd_mask, VARIABLE_B)
+    C_constant = load_constant(C_ptr, C_strides, d, n, nd_mask, VARIABLE_C)
     h = tl.zeros([N, BLOCK_D], tl.float32)
     if initial_ptr is not None:
         initial_at = initial_ptr + row * initial_strides[0] + d[None, :] * initial_strides[1]
@@ -186,12 +204,8 @@ def scan_forward_kernel(
         u_at = time_pointer(u_ptr, u_strides, row, d, t0)
         delta_at = time_pointer(delta_ptr, delta_strides, row, d, t0)
         out_at = time_pointer(out_ptr, out_strides, row, d, t0)
-        if VARIABLE_B:
-            B_at = B_ptr + row * B_strides[0] + group * B_strides[1] + n * B_strides[2]
-            B_at += tl.cast(t0, tl.int64) * B_strides[3]
-        if VARIABLE_C:
-            C_at = C_ptr + row * C_strides[0] + group * C_strides[1] + n * C_strides[2]
-            C_at += tl.cast(t0, tl.int64) * C_strides[3]
+        B_at = token_pointer(B_ptr, B_strides, row, group, n, t0)
+        C_at = token_pointer(C_ptr, C_strides, row, group, n, t0)
         # All loads of the tile come before their first use: the recurrence is a chain, so its latency is hidden here.
         us, dts, gates, ys = (), (), (), ()
         for i in tl.static_range(TILE):
@@ -205,10 +219,8 @@ def scan_forward_kernel(
         for i in tl.static_range(TILE):
             inside = t0 + i < stop
             dt = step_size(dts[i] + bias, d_mask & inside, SOFTPLUS)
-            if VARIABLE_B:
-                B = load_fp32(B_at + i * B_strides[3], n_mask & inside)[:, None]
-            if VARIABLE_C:
-                C = load_fp32(C_at + i * C_strides[3], n_mask & inside)[:, None]
+            B = load_token(B_constant, B_at + i * B_strides[3], n_mask & inside, VARIABLE_B)
+            C = load_token(C_constant, C_at + i * C_strides[3], n_mask & inside, VARIABLE_C)
             h = tl.exp2(A2 * dt[None, :]) * h + (dt * us[i])[None, :] * B
             y = tl.sum(h * C, axis=0) + skip * us[i]
             if z_ptr is not None:
@@ -239,8 +251,8 @@ def scan_backward_kernel(
     they are dC_t = sum_d dy_t h_t, dB_t = sum_d dt_t u_t dh_t, du_t = dt_t <dh_t, B_t> + D dy_t,
     ddt_t = u_t <dh_t, B_t> + <dh_t exp(dt_t A) h_{t-1}, A>, dA = sum_t dt_t dh_t exp(dt_t A) h_{t-1}.
 
-    The states of one tile are rebuilt in registers from the saved ones. Sums over time (dA, dD, dbias, and dB, dC where they
-    are constant) leave one partial a program (B, n_chunks, [N,] D); sums over channels leave one partial a block,
+    The states of one tile are rebuilt in registers from the saved ones. Sums over time (dA, dD, dbias, and dB, dC where
+    they are constant) leave one partial a program (B, n_chunks, [N,] D); sums over channels leave one partial a block,
     (B, blocks, L, N); the caller adds the partials, so the order of the additions never varies.
     """
     row, chunk, group, block, d, d_mask = locate(groups, d_per_group, n_chunks, BLOCK_D)
@@ -255,14 +267,10 @@ def scan_backward_kernel(
     skip = tl.zeros([BLOCK_D], tl.float32)
     if D_ptr is not None:
         skip = load_fp32(D_ptr + d, d_mask)
-    B = tl.zeros([N, BLOCK_D], tl.float32)
+    B_constant = load_constant(B_ptr, B_strides, d, n, nd_mask, VARIABLE_B)
     dB_sum = tl.zeros([N, BLOCK_D], tl.float32)
-    if not VARIABLE_B:
-        B = load_fp32(B_ptr + d[None, :] * B_strides[1] + n[:, None] * B_strides[2], nd_mask)
-    C = tl.zeros([N, BLOCK_D], tl.float32)
+    C_constant = load_constant(C_ptr, C_strides, d, n, nd_mask, VARIABLE_C)
     dC_sum = tl.zeros([N, BLOCK_D], tl.float32)
-    if not VARIABLE_C:
-        C = load_fp32(C_ptr + d[None, :] * C_strides[1] + n[:, None] * C_strides[2], nd_mask)
     dh = tl.zeros([N, BLOCK_D], tl.float32)
     if dlast_ptr is not None:
         dlast_at = dlast_ptr + row * dlast_strides[0] + d[None, :] * dlast_strides[1]
@@ -288,14 +296,11 @@ def scan_backward_kernel(
         while w0 < t0:
             u_at = time_pointer(u_ptr, u_strides, row, d, w0)
             delta_at = time_pointer(delta_ptr, delta_strides, row, d, w0)
-            if VARIABLE_B:
-                B_at = B_ptr + row * B_strides[0] + group * B_strides[1] + n * B_strides[2]
-                B_at += tl.cast(w0, tl.int64) * B_strides[3]
+            B_at = token_pointer(B_ptr, B_strides, row, group, n, w0)
             for i in tl.static_range(TILE):
                 u = load_fp32(u_at + i * u_strides[2], d_mask)
                 dt = step_size(load_fp32(delta_at + i * delta_strides[2], d_mask) + bias, d_mask, SOFTPLUS)
-                if VARIABLE_B:
-                    B = load_fp32(B_at + i * B_strides[3], n_mask)[:, None]
+                B = load_token(B_constant, B_at + i * B_strides[3], n_mask, VARIABLE_B)
                 h = tl.exp2(A2 * dt[None, :]) * h + (dt * u)[None, :] * B
             w0 += TILE
 
@@ -307,14 +312,10 @@ def scan_backward_kernel(
         if z_ptr is not None:
             z_at = time_pointer(z_ptr, z_strides, row, d, t0)
             dz_at = time_pointer(dz_ptr, dz_strides, row, d, t0)
-        if VARIABLE_B:
-            B_at = B_ptr + row * B_strides[0] + group * B_strides[1] + n * B_strides[2]
-            B_at += tl.cast(t0, tl.int64) * B_strides[3]
-            dB_at = dB_ptr + ((row * n_blocks + block) * length + t0) * n_states + n
-        if VARIABLE_C:
-            C_at = C_ptr + row * C_strides[0] + group * C_strides[1] + n * C_strides[2]
-            C_at += tl.cast(t0, tl.int64) * C_strides[3]
-            dC_at = dC_ptr + ((row * n_blocks + block) * length + t0) * n_states + n
+        B_at = token_pointer(B_ptr, B_strides, row, group, n, t0)
+        dB_at = dB_ptr + ((row * n_blocks + block) * length + t0) * n_states + n
+        C_at = token_pointer(C_ptr, C_strides, row, group, n, t0)
+        dC_at = dC_ptr + ((row * n_blocks + block) * length + t0) * n_states + n
 
         us, raws, dts, decayed = (), (), (), ()
         for i in tl.static_range(TILE):
@@ -323,49 +324,45 @@ def scan_backward_kernel(
             raws += (load_fp32(delta_at + i * delta_strides[2], mask) + bias,)
         for i in tl.static_range(TILE):
             dts += (step_size(raws[i], d_mask & (t0 + i < stop), SOFTPLUS),)
-            if VARIABLE_B:
-                B = load_fp32(B_at + i * B_strides[3], n_mask & (t0 + i < stop))[:, None]
+            B = load_token(B_constant, B_at + i * B_strides[3], n_mask & (t0 + i < stop), VARIABLE_B)
             decayed += (tl.exp2(A2 * dts[i][None, :]) * h,)
             h = decayed[i] + (dts[i] * us[i])[None, :] * B
 
-        for j in tl.static_range(TILE):
-            i: tl.constexpr = TILE - 1 - j
-            inside = t0 + i < stop
+        for k in tl.static_range(TILE - 1, -1, -1):
+            inside = t0 + k < stop
             mask = d_mask & inside
-            u, dt = us[i], dts[i]
+            u, dt = us[k], dts[k]
             x = dt * u
-            dy = load_fp32(dout_at + i * dout_strides[2], mask)
-            if VARIABLE_B:
-                B = load_fp32(B_at + i * B_strides[3], n_mask & inside)[:, None]
-            if VARIABLE_C:
-                C = load_fp32(C_at + i * C_strides[3], n_mask & inside)[:, None]
-            h = decayed[i] + x[None, :] * B
+            dy = load_fp32(dout_at + k * dout_strides[2], mask)
+            B = load_token(B_constant, B_at + k * B_strides[3], n_mask & inside, VARIABLE_B)
+            C = load_token(C_constant, C_at + k * C_strides[3], n_mask & inside, VARIABLE_C)
+            h = decayed[k] + x[None, :] * B
             if z_ptr is not None:
-                z = load_fp32(z_at + i * z_strides[2], mask)
+                z = load_fp32(z_at + k * z_strides[2], mask)
                 gate = tl.sigmoid(z)
                 y = tl.sum(h * C, axis=0) + skip * u
                 dz = dy * y * gate * (1.0 + z * (1.0 - gate))
-                tl.store(dz_at + i * dz_strides[2], dz.to(dz_ptr.dtype.element_ty), mask=mask)
+                tl.store(dz_at + k * dz_strides[2], dz.to(dz_ptr.dtype.element_ty), mask=mask)
                 dy *= z * gate
             dh += dy[None, :] * C
             if VARIABLE_C:
-                tl.store(dC_at + i * n_states, tl.sum(dy[None, :] * h, axis=1), mask=n_mask & inside)
+                tl.store(dC_at + k * n_states, tl.sum(dy[None, :] * h, axis=1), mask=n_mask & inside)
             else:
                 dC_sum += dy[None, :] * h
             if VARIABLE_B:
-                tl.store(dB_at + i * n_states, tl.sum(dh * x[None, :], axis=1), mask=n_mask & inside)
+                tl.store(dB_at + k * n_states, tl.sum(dh * x[None, :], axis=1), mask=n_mask & inside)
             else:
                 dB_sum += dh * x[None, :]
             dx = tl.sum(dh * B, axis=0)
-            through_decay = dh * decayed[i]
+            through_decay = dh * decayed[k]
             ddelta = dx * u + tl.sum(through_decay * A2, axis=0) * LN2
             if SOFTPLUS:
-                ddelta = tl.where(raws[i] > 20.0, ddelta, ddelta * tl.sigmoid(raws[i]))
+                ddelta = tl.where(raws[k] > 20.0, ddelta, ddelta * tl.sigmoid(raws[k]))
             dA += through_decay * dt[None, :]
             dbias += tl.where(mask, ddelta, 0.0)
             dD += dy * u
-            tl.store(du_at + i * du_strides[2], (dx * dt + skip * dy).to(du_ptr.dtype.element_ty), mask=mask)
-            tl.store(ddelta_at + i * ddelta_strides[2], ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask)
+            tl.store(du_at + k * du_strides[2], (dx * dt + skip * dy).to(du_ptr.dtype.element_ty), mask=mask)
+            tl.store(ddelta_at + k * ddelta_strides[2], ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask)
             dh *= tl.exp2(A2 * dt[None, :])
         t0 -= TILE
 
