@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 # How many numbers each thread has in a buffer of a tile, and in a step of it: measured, with 1 MiB of cache a core.
 TILE, STEP = 1 << 16, 1 << 15
 STEPS_KEPT = 16
+BLOCK = 1 << 19
 
 
 def selective_scan_fn(
@@ -36,33 +37,69 @@ def selective_scan_fn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Shapes and results are the reference's, for real A. out has u's memory layout: (B, D, L), or (B, L, D)."""
     real = torch.promote_types(u.dtype, torch.float32)
-    x, dt = _channels_last(u, real), _channels_last(delta, real)
+    B, C = _by_group(B, C, u.shape)
+    A = A.to(real)
+    h = u.new_zeros(u.shape[0], *A.shape, dtype=real) if initial_state is None else initial_state.to(real)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, h)
+    if torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in inputs):
+        y, h = _block(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h)
+        out = torch.empty_like(u).copy_(y)
+        return (out, h) if return_last_state else out
+    # Nothing is recorded, so blocks of rows and of time go one after the other, and what they need in between is small.
+    out, last = torch.empty_like(u), torch.empty_like(h)
+    batch, dim, length = u.shape
+    rows = max(1, min(batch, STEP * torch.get_num_threads() // max(1, A.numel())))
+    span = max(1, BLOCK // (rows * max(1, dim)))
+    for r in (slice(i, i + rows) for i in range(0, batch, rows)):
+        carry = h[r]
+        for t in (slice(i, i + span) for i in range(0, length, span)):
+            gate = None if z is None else z[r, :, t]
+            at = (r, slice(None), t)
+            y, carry = _block(
+                u[at], delta[at], A, B[r, ..., t], C[r, ..., t], D, gate, delta_bias, delta_softplus, carry
+            )
+            out[at] = y
+        last[r] = carry
+    return (out, last) if return_last_state else out
+
+
+def _block(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    h: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The whole scan, where B and C are (B, G, N, L): y (B, D, L) and the last state (B, D, N), in A's dtype."""
+    x, dt = _channels_last(u, A.dtype), _channels_last(delta, A.dtype)
     if delta_bias is not None:
-        dt = dt + delta_bias.to(real)
+        dt = dt + delta_bias.to(A.dtype)
     if delta_softplus:
         dt = F.softplus(dt)
-    B, C = _by_group(B, C, u.shape, real)
     groups = (B.shape[1], u.shape[1] // B.shape[1])
-    h = u.new_zeros(u.shape[0], *A.shape, dtype=real) if initial_state is None else initial_state.to(real)
     inputs = (
         dt.transpose(0, 1).unflatten(-1, groups),
         (dt * x).transpose(0, 1).unflatten(-1, groups),
-        A.to(real).unflatten(0, groups).transpose(1, 2),
-        B.permute(3, 0, 1, 2),
-        C.permute(3, 0, 1, 2),
+        A.unflatten(0, groups).transpose(1, 2).contiguous(),
+        B.permute(3, 0, 1, 2).to(A.dtype),
+        C.permute(3, 0, 1, 2).to(A.dtype),
         h.unflatten(1, groups).transpose(2, 3),
     )
-    recorded = torch.is_grad_enabled() and any(m.requires_grad for m in inputs)
-    y, last_state = _Scan.apply(*inputs) if recorded else _scan(*inputs)[:2]
+    if torch.is_grad_enabled():
+        y, h = _Scan.apply(*inputs)
+    else:
+        y, h, _ = _scan(*inputs)
     y = y.flatten(2).transpose(0, 1)
     if D is not None:
-        y = torch.addcmul(y, x, D.to(real))
+        y = torch.addcmul(y, x, D.to(A.dtype))
     if z is not None:
-        y = y * F.silu(_channels_last(z, real))
-    out = y.to(u.dtype).transpose(1, 2)
-    if u.stride(1) != 1:
-        out = out.contiguous()
-    return (out, last_state.transpose(2, 3).flatten(1, 2)) if return_last_state else out
+        y = y * F.silu(_channels_last(z, A.dtype))
+    return y.transpose(1, 2), h.transpose(2, 3).flatten(1, 2)
 
 
 def _channels_last(m: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,15 +107,15 @@ def _channels_last(m: Tensor, dtype: torch.dtype) -> Tensor:
     return m.transpose(1, 2).to(dtype).contiguous()
 
 
-def _by_group(B: Tensor, C: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _by_group(B: Tensor, C: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Bring B and C to (B, G, N, L); where one of them is constant over time, every channel is a group."""
     batch, dim, length = shape
     constant = B.dim() == 2 or C.dim() == 2
 
     def bring(m: Tensor) -> Tensor:
         if m.dim() == 2:
-            return m.to(dtype)[None, :, :, None].expand(batch, -1, -1, length)
-        m = m.to(dtype) if m.dim() == 4 else m.to(dtype).unsqueeze(1)
+            return m[None, :, :, None].expand(batch, -1, -1, length)
+        m = m if m.dim() == 4 else m.unsqueeze(1)
         return m.repeat_interleave(dim // m.shape[1], dim=1) if constant else m
 
     return bring(B), bring(C)
