@@ -1,5 +1,7 @@
 """The same weights give the same logits and gradients here and in transformers' MambaForCausalLM."""
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -15,13 +17,26 @@ from mamba_ssm.utils.generation import InferenceParams
 
 transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
+MODELING = "transformers.models.mamba.modeling_mamba"
 
 
-def random_transformers_model(**changes):
+def import_modeling(with_our_ops: bool):
+    """transformers takes its ops from a package called mamba_ssm if it finds one: hidden, it has to use its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, MODELING, raising=False)
+        if not with_our_ops:
+            patch.setitem(sys.modules, "mamba_ssm", None)
+        return importlib.import_module(MODELING)
+
+
+OWN = import_modeling(with_our_ops=False)
+
+
+def random_transformers_model(modeling=OWN, **changes):
     """Every parameter is random, so that a swapped or forgotten one shows."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 51, "state_size": 6, "time_step_rank": 2}
-    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes | changes))
+    model = modeling.MambaForCausalLM(transformers.MambaConfig(**sizes | changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -53,6 +68,22 @@ def logits_in_chunks(model, ids, lengths):
             parts.append(model(chunk, inference_params=params).logits)
             params.seqlen_offset += chunk.shape[1]
     return torch.cat(parts, dim=1)
+
+
+def test_the_comparison_is_with_transformers_own_ops():
+    for function in (OWN.mamba_selective_scan, OWN.mamba_selective_state_update, OWN.mamba_inner_fn):
+        assert not inspect.getclosurevars(function).nonlocals["is_new_implementation"]
+
+
+def test_transformers_on_our_ops_is_the_same_model(theirs, ids):
+    modeling = import_modeling(with_our_ops=True)
+    assert inspect.getclosurevars(modeling.mamba_selective_scan).nonlocals["is_new_implementation"]
+    model = random_transformers_model(modeling)
+    expected = theirs(ids).logits
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.train()(ids).logits, expected, atol=1e-4, rtol=0)  # mamba_inner_fn
+    how = {"max_length": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(model.eval().generate(ids, **how), theirs.generate(ids, **how))
 
 
 @pytest.mark.parametrize(

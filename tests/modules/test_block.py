@@ -30,7 +30,11 @@ def test_the_residual_stays_in_fp32_on_request():
     for fused in (False, True):
         factory = {"dtype": torch.bfloat16}
         block = Block(
-            8, partial(Mamba, **factory), norm_cls=partial(RMSNorm, **factory), fused_add_norm=fused, residual_in_fp32=True
+            8,
+            partial(Mamba, **factory),
+            norm_cls=partial(RMSNorm, **factory),
+            fused_add_norm=fused,
+            residual_in_fp32=True,
         )
         x = torch.randn(1, 3, 8, dtype=torch.bfloat16)
         out, residual = block(x)
