@@ -42,23 +42,32 @@ def read_pieces(path: str | os.PathLike[str]) -> Iterator[Piece]:
         for piece in pack(_reader(path)(path)):
             blank = blank and piece.text.isspace()
             yield piece
+        if blank:
+            raise BookError("nothing but white space; give a file with text in it")
     except OSError as error:
-        raise BookError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from error
-    if blank:
-        raise BookError(f"{path}: nothing but white space; give a file with text in it")
+        raise BookError(
+            _line(path, f"cannot be read ({error.strerror or error}); check the path and its rights")
+        ) from error
+    except BookError as error:
+        raise BookError(_line(path, str(error))) from error
+
+
+def _line(path: Path, what: str) -> str:
+    """The readers say what is wrong; the door says of which file, in one line whatever its name holds."""
+    return "".join(char if char.isprintable() else "?" for char in f"{path}: {what}")
 
 
 def _reader(path: Path) -> Reader:
     if not path.exists():
-        raise BookError(f"{path}: no such file; check the path")
+        raise BookError("no such file; check the path")
     if path.is_dir():
-        raise BookError(f"{path}: a folder; give one file (.txt, .md, .html, .pdf or .epub)")
+        raise BookError("a folder; give one file (.txt, .md, .html, .pdf or .epub)")
     if not path.is_file():
-        raise BookError(f"{path}: not a regular file; save it to disk first")
+        raise BookError("not a regular file; save it to disk first")
     with path.open("rb") as file:
         head = file.read(1024)
     if not head:
-        raise BookError(f"{path}: the file is empty (0 bytes); download it again")
+        raise BookError("the file is empty (0 bytes); download it again")
     if head.lstrip().startswith(b"%PDF-"):
         return read_pdf
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):

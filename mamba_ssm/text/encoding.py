@@ -21,6 +21,8 @@ _DECLARED = re.compile(
 )
 # Codecs that can be right where an ASCII declaration was legible: no UTF-16, and none of Python's transforms.
 _CHARSETS = re.compile("utf-8|iso|cp|koi8|mac|shift|euc|gb|big5|hz|tis|johab")
+# Runs without white space from the first byte above ASCII's word on; multi-byte encodings use ASCII's bytes too.
+_WORDS = re.compile(rb"[\x21-\x7e]*[\x80-\xff][\x21-\xff]*")
 # What no text holds: control characters other than white space and the escape of coloured terminal logs.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")
 
@@ -45,14 +47,14 @@ def file_encoding(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(SAMPLE_BYTES)
     for part in (head, sample) if isinstance(sample, bytes) else (head,):
-        check_text(path, part.decode(encoding, errors="replace"))
+        check_text(part.decode(encoding, errors="replace"))
     return encoding
 
 
-def check_text(path: Path, text: str) -> None:
+def check_text(text: str) -> None:
     """Raise BookError when decoded bytes are binary junk."""
     if is_junk(text):
-        raise BookError(f"{path}: not text but binary data; give a .txt, .md, .html, .pdf or .epub file")
+        raise BookError("not text but binary data; give a .txt, .md, .html, .pdf or .epub file")
 
 
 def decode_markup(data: bytes) -> str:
@@ -112,7 +114,22 @@ def _guess(sample: bytes) -> str:
     wrong = text.count("\ufffd")
     if wrong * 10 <= sum(char > "\x7f" for char in text) - wrong:  # UTF-8 with a few damaged bytes
         return "utf-8"
+    return _guess_8_bit(b" ".join(_WORDS.findall(sample)[:5000]))
+
+
+def _guess_8_bit(words: bytes) -> str:
+    """The most likely encoding of words that hold bytes above ASCII. A long book in English may hold only a few."""
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample).best()
-    return best.encoding if best is not None else "utf-8"
+    high = sum(byte > 0x7F for byte in words)
+    if high * 2 > sum(byte > 0x40 for byte in words):  # not a Latin script
+        best = from_bytes(words).best()
+        return best.encoding if best is not None else "cp1252"
+    # Among Latin scripts the library's first answer is a toss-up: Western unless Central European is clearly better.
+    matches = {match.encoding: match for match in from_bytes(words, cp_isolation=["cp1252", "cp1250"])}
+    best, western = matches.get("cp1250"), matches.get("cp1252")
+    if best is None or "cp1252" in best.could_be_from_charset:
+        return "cp1252"
+    if western is not None and (western.chaos, -western.coherence) <= (best.chaos, 0.05 - best.coherence):
+        return "cp1252"
+    return "cp1250" if re.search(rb"[\x80-\x9f]", words) else "iso8859-2"

@@ -37,15 +37,15 @@ def read_epub(path: Path) -> Iterator[Piece]:
     """Pieces of an EPUB; one chapter at a time is in memory."""
     with _Archive(path) as archive:
         if "META-INF/container.xml" not in archive:
-            raise BookError(f"{path}: a zip file but not an EPUB; unpack it and give the book inside")
+            raise BookError("a zip file but not an EPUB; unpack it and give the book inside")
         package = next(
             (_attribute(node, "full-path") for node in archive.nodes("META-INF/container.xml", "rootfile")), ""
         )
         if package not in archive:
-            raise BookError(f"{path}: an EPUB without its package file; get the book again")
+            raise BookError("an EPUB without its package file; get the book again")
         chapters, contents = _package(archive, package)
         if locked := _locked(archive).intersection(chapters):
-            raise BookError(f"{path}: protected by DRM ({len(locked)} chapters encrypted); get a copy without DRM")
+            raise BookError(f"protected by DRM ({len(locked)} chapters encrypted); get a copy without DRM")
         titles = _contents(archive, contents)
         section = None
         for chapter in chapters:
@@ -66,11 +66,13 @@ class _Archive:
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise BookError(f"{path}: a truncated or damaged EPUB (zip) file; download it again") from error
+            raise BookError("a truncated or damaged EPUB (zip) file; download it again") from error
         self.members = {info.filename: info for info in self.zip.infolist()}
         if len(self.zip.infolist()) > ARCHIVE_MEMBERS:
             self.zip.close()
-            raise BookError(f"{path}: more than {ARCHIVE_MEMBERS} files in one EPUB; this looks like a zip bomb")
+            raise BookError(
+                f"more than {ARCHIVE_MEMBERS} files in one EPUB; this looks like a zip bomb, so get the book elsewhere"
+            )
 
     def __enter__(self) -> "_Archive":
         return self
@@ -85,7 +87,7 @@ class _Archive:
         """One member, read in chunks that are counted."""
         info = self.members[name]
         if info.flag_bits & 1:
-            raise BookError(f"{self.path}: an encrypted zip file; unpack it with its password and zip it without one")
+            raise BookError("an encrypted zip file; unpack it with its password and zip it without one")
         data = bytearray()
         try:
             with self.zip.open(info) as file:
@@ -97,9 +99,11 @@ class _Archive:
                         or self.read > ARCHIVE_BYTES
                         or len(data) > max(RATIO_FREE_BYTES, RATIO * info.compress_size)
                     ):
-                        raise BookError(f"{self.path}: {name!r} unpacks to too much; this looks like a zip bomb")
+                        raise BookError(
+                            f"{name!r} unpacks to too much; this looks like a zip bomb, so get the book elsewhere"
+                        )
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError) as error:
-            raise BookError(f"{self.path}: {name!r} in the EPUB is damaged; download the book again") from error
+            raise BookError(f"{name!r} in the EPUB is damaged; download the book again") from error
         return bytes(data)
 
     def markup(self, name: str) -> str:
@@ -150,9 +154,9 @@ def _package(archive: _Archive, package: str) -> tuple[list[str], str]:
     ]
     missing = next((name for name in chapters if name not in archive), None)
     if missing is not None:
-        raise BookError(f"{archive.path}: the chapter {missing!r} is missing from the EPUB; get the book again")
+        raise BookError(f"the chapter {missing!r} is missing from the EPUB; get the book again")
     if not chapters:
-        raise BookError(f"{archive.path}: an EPUB that lists no chapters; get the book again or convert it to HTML")
+        raise BookError("an EPUB that lists no chapters; get the book again or convert it to HTML")
     return chapters, next((name for name in (navigation, ncx) if name in archive), "")
 
 

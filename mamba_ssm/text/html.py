@@ -29,9 +29,9 @@ _SPACES = re.compile(r"[ \t\n\f\r]+")  # HTML's own white space: a no-break spac
 def read_html(path: Path) -> Iterator[Piece]:
     """Pieces of an HTML file. Before the first heading the section is the document's title."""
     if path.stat().st_size > DOCUMENT_BYTES:
-        raise BookError(f"{path}: HTML above {DOCUMENT_BYTES >> 20} MB; split the file or convert it to text first")
+        raise BookError(f"HTML above {DOCUMENT_BYTES >> 20} MB; split the file or convert it to text first")
     markup = decode_markup(path.read_bytes())
-    check_text(path, markup)
+    check_text(markup)
     yield from html_pieces(markup)
 
 

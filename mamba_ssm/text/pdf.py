@@ -32,8 +32,8 @@ def read_pdf(path: Path) -> Iterator[Piece]:
             document = pdfium.PdfDocument(path)
     except pdfium.PdfiumError as error:
         if error.err_code == _PASSWORD:
-            raise BookError(f"{path}: an encrypted PDF; remove its password first, for example with qpdf") from error
-        raise BookError(f"{path}: a damaged PDF; download it again or repair it, for example with qpdf") from error
+            raise BookError("an encrypted PDF; remove its password first, for example with qpdf") from error
+        raise BookError("a damaged PDF; download it again or repair it, for example with qpdf") from error
     try:
         with _PDFIUM:
             count, outline = len(document), _outline(document)
@@ -43,8 +43,7 @@ def read_pdf(path: Path) -> Iterator[Piece]:
                 with _PDFIUM:
                     text = _page_text(document, index)
             except pdfium.PdfiumError as error:
-                what = f"page {index + 1} is damaged; repair the PDF first, for example with qpdf"
-                raise BookError(f"{path}: {what}") from error
+                raise BookError(f"page {index + 1} is damaged; repair the PDF first, for example with qpdf") from error
             empty = empty and not text
             for start, end, name in _sections(text, outline.get(index, []), section):
                 section = name
@@ -53,7 +52,7 @@ def read_pdf(path: Path) -> Iterator[Piece]:
         with _PDFIUM:
             document.close()
     if empty:
-        raise BookError(f"{path}: the PDF has no text layer; run OCR first, for example ocrmypdf")
+        raise BookError("the PDF has no text layer; run OCR first, for example ocrmypdf")
 
 
 def clean(raw: str) -> str:

@@ -66,12 +66,15 @@ def xhtml(body: str, head: str = "<title/>") -> str:
 
 def nav(entries: Sequence[tuple[str, str]]) -> str:
     links = "".join(f'<li><a href="{href}">{name}</a></li>' for href, name in entries)
-    return xhtml(f'<nav epub:type="toc"><ol>{links}</ol></nav><nav epub:type="landmarks"><a href="a.xhtml">No</a></nav>')
+    return xhtml(
+        f'<nav epub:type="toc"><ol>{links}</ol></nav><nav epub:type="landmarks"><a href="a.xhtml">No</a></nav>'
+    )
 
 
 def ncx(entries: Sequence[tuple[str, str]]) -> str:
     points = "".join(
-        f'<navPoint><navLabel><text>{name}</text></navLabel><content src="{href}"/></navPoint>' for href, name in entries
+        f'<navPoint><navLabel><text>{name}</text></navLabel><content src="{href}"/></navPoint>'
+        for href, name in entries
     )
     return (
         '<?xml version="1.0"?><!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "ncx.dtd">'
@@ -88,7 +91,9 @@ def write_epub(
 ) -> Path:
     """An EPUB; `contents` is the name and text of its table of contents, `spine` an order other than the chapters'."""
     names = list(chapters)
-    items = [f'<item id="c{index}" href="{name}" media-type="application/xhtml+xml"/>' for index, name in enumerate(names)]
+    items = [
+        f'<item id="c{index}" href="{name}" media-type="application/xhtml+xml"/>' for index, name in enumerate(names)
+    ]
     if contents:
         kind = "application/x-dtbncx+xml" if contents[0].endswith("ncx") else "application/xhtml+xml"
         items.append(f'<item id="toc" href="{contents[0]}" media-type="{kind}" properties="nav"/>')

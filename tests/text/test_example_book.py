@@ -30,5 +30,9 @@ def test_passage_is_at_its_offset_and_holds_the_answers(book: str, question: dic
 
 def test_sections_are_the_chapters() -> None:
     sections = {piece.section for piece in read_pieces(EXAMPLES / "abs-guide.md")}
-    assert {"Chapter 3. Special Characters", "16.8. Math Commands", "Appendix E. Exit Codes With Special Meanings"} <= sections
+    assert {
+        "Chapter 3. Special Characters",
+        "16.8. Math Commands",
+        "Appendix E. Exit Codes With Special Meanings",
+    } <= sections
     assert not any(section and section.startswith("!/bin") for section in sections)  # shell comments are no headings
