@@ -54,26 +54,27 @@ class use:
         _asked = self._before
 
 
-def choose(op: str, device: torch.device | str) -> Choice:
+def choose(op: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Choice:
     """Say which back-end runs `op` on tensors of `device`; raises BackendError when the one asked for cannot."""
     kind = torch.device(device).type
     name = _asked or os.environ.get("MAMBA_BACKEND")
-    if name is not None:
+    if name:
         _check(name)
         if name == "triton" and kind != "cuda" and not _interpreted():
             raise BackendError(f"The triton back-end needs CUDA tensors, not {kind} ones: move them, or ask for cpu.")
         return Choice(op, kind, name, "asked for by name")
-    if kind == "cuda" and _has_triton():
+    if kind == "cuda" and _has_triton() and dtype != torch.float64:
         return Choice(op, kind, "triton", "the fastest on this device")
     name = "cpu" if op in CPU_OPS else "reference"
-    if kind == "cuda":
-        return Choice(op, kind, name, "Triton is not installed; pip install triton is faster", slow=True)
-    return Choice(op, kind, name, "the fastest on this device" if kind == "cpu" else f"there are no kernels for {kind}")
+    if kind != "cuda":
+        return Choice(op, kind, name, "the fastest on this device" if kind == "cpu" else f"no kernels for {kind}")
+    reason = "the kernels compute in fp32, not fp64" if _has_triton() else "there is no Triton: pip install triton"
+    return Choice(op, kind, name, reason, slow=True)
 
 
-def module(op: str, device: torch.device | str) -> ModuleType:
-    """Import the module that runs `op` on tensors of `device`; warn, once, where a faster one could have been."""
-    choice = choose(op, device)
+def module(op: str, x: torch.Tensor) -> ModuleType:
+    """Import the module that runs `op` on x; warn, once, where a faster one could have been."""
+    choice = choose(op, x.device, x.dtype)
     if choice.slow and choice.reason not in _warned:
         _warned.add(choice.reason)
         warnings.warn(f"{op} on {choice.device} runs on a slow path: {choice.reason}.", stacklevel=3)

@@ -18,7 +18,7 @@ def causal_conv1d_fn(
     activation: str | None = None,
 ) -> Any:
     """Convolve x (B, D, L) with weight (D, W): out (B, D, L), or (out, final_states (B, D, W-1))."""
-    run = backend.module("causal_conv1d", x.device).causal_conv1d_fn
+    run = backend.module("causal_conv1d", x).causal_conv1d_fn
     return run(x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation)
 
 
@@ -26,4 +26,4 @@ def causal_conv1d_update(
     x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """Continue by x (B, D) or (B, D, L), shifting conv_state (B, D, >= W-1) in place: out, of x's shape."""
-    return backend.module("causal_conv1d", x.device).causal_conv1d_update(x, conv_state, weight, bias, activation)
+    return backend.module("causal_conv1d", x).causal_conv1d_update(x, conv_state, weight, bias, activation)

@@ -21,7 +21,7 @@ def layer_norm_fn(
     is_rms_norm: bool = False,
 ) -> Any:
     """Normalise x + residual (..., D): y in x's dtype, or (y, x + residual) with prenorm."""
-    run = backend.module("layer_norm", x.device).layer_norm_fn
+    run = backend.module("layer_norm", x).layer_norm_fn
     return run(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
 
 
@@ -35,7 +35,7 @@ def rms_norm_fn(
     eps: float = 1e-6,
 ) -> Any:
     """Divide x + residual (..., D) by its root mean square: y in x's dtype, or (y, x + residual) with prenorm."""
-    run = backend.module("layer_norm", x.device).rms_norm_fn
+    run = backend.module("layer_norm", x).rms_norm_fn
     return run(x, weight, bias, residual, prenorm, residual_in_fp32, eps)
 
 

@@ -30,7 +30,7 @@ def selective_scan_fn(
 
     Shapes, dtypes and the mathematics: `mamba_ssm/ops/reference/selective_scan.py`. Complex A has no fast path.
     """
-    run = selective_scan_ref if A.is_complex() else backend.module("selective_scan", u.device).selective_scan_fn
+    run = selective_scan_ref if A.is_complex() else backend.module("selective_scan", u).selective_scan_fn
     return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
 
 

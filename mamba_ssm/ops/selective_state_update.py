@@ -21,5 +21,5 @@ def selective_state_update(
     dt_softplus: bool = False,
 ) -> Tensor:
     """Move state (B, D, N) or (B, H, D, N) on by one token, in place: y, of x's shape, (B, D) or (B, H, D)."""
-    run = backend.module("selective_state_update", x.device).selective_state_update
+    run = backend.module("selective_state_update", x).selective_state_update
     return run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)

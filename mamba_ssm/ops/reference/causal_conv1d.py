@@ -34,31 +34,32 @@ def causal_conv1d_fn(
     """
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"activation is None, 'silu' or 'swish', not {activation!r}")
-    batch, dim, length = x.shape
-    width = weight.shape[1]
-    if initial_states is None:
-        initial_states = x.new_zeros(batch, dim, width - 1)
-    padded = torch.cat([initial_states.to(x.dtype), x], dim=-1)
+    length, width = x.shape[-1], weight.shape[1]
     work = torch.promote_types(x.dtype, torch.float32)
-    seen, w = padded.to(work), weight.to(work)
-    y = torch.zeros_like(x, dtype=work) if bias is None else bias.to(work)[:, None].expand(batch, dim, length)
-    ids = None
-    if seq_idx is not None and length > 0:
-        ids = torch.cat([seq_idx[:, :1].expand(batch, width - 1), seq_idx], dim=-1)
-    for k in range(width):
-        term = seen[..., k : k + length] * w[:, k, None]
-        y = y + (term if ids is None else term * (ids[:, k : k + length] == ids[:, width - 1 :])[:, None])
+    xs, w = x.to(work), weight.to(work).t().contiguous()[:, :, None]
+    before = xs.new_zeros(*x.shape[:2], width - 1) if initial_states is None else initial_states.to(work)
+    y = xs * w[width - 1] if bias is None else torch.addcmul(bias.to(work)[:, None], xs, w[width - 1])
+    for k in range(1, width):
+        # x_{t-k} is in x from t = k on, and in the state before it; in place, for a text is too large to copy W times.
+        near, far = xs[..., : max(0, length - k)], before[..., width - 1 - k :][..., :length]
+        if seq_idx is not None:
+            near = near * (seq_idx[:, k:] == seq_idx[:, : max(0, length - k)])[:, None]
+            far = far * (seq_idx[:, :k] == seq_idx[:, :1])[:, None]
+        y[..., k:].addcmul_(near, w[width - 1 - k])
+        y[..., :k].addcmul_(far, w[width - 1 - k])
     if activation is not None:
         y = F.silu(y)
-    if ids is not None:
-        y = y * (ids[:, width - 1 :] >= 0)[:, None]
+    if seq_idx is not None:
+        y = y * (seq_idx >= 0)[:, None]
     out = y.to(x.dtype)
     if not return_final_states:
         return out
-    final = padded[..., length:]
-    if ids is not None:
-        final = final * (ids[:, length:] == ids[:, -1:])[:, None]
-    return out, final.clone() if final_states_out is None else final_states_out.copy_(final)
+    recent = x[..., max(0, length - (width - 1)) :]
+    final = torch.cat([before.to(x.dtype), recent], dim=-1)[..., recent.shape[-1] :]
+    if seq_idx is not None and length > 0:
+        ids = torch.cat([seq_idx[:, :1].expand(-1, width - 1), seq_idx[:, length - recent.shape[-1] :]], dim=-1)
+        final = final * (ids[:, recent.shape[-1] :] == ids[:, -1:])[:, None]
+    return out, final if final_states_out is None else final_states_out.copy_(final)
 
 
 def causal_conv1d_update(
