@@ -13,9 +13,7 @@ the state that each chunk adds and its total decay, and the main kernels fold th
 States, carries and sums are fp32 whatever the inputs are: a recurrence rounds once a step, so in half precision its
 error would grow with the length.
 
-Loops with bounds known only at run time are written with `while`: Triton's interpreter, which the tests on a CPU use,
-cannot take `range` over a run-time value with NumPy 2.4. Conditions on a pointer being None are settled when the
-kernel is compiled, so they stand apart from run-time ones.
+Conditions on a pointer being None are settled when the kernel is compiled, so they stand apart from run-time ones.
 """
 # ruff: noqa: SIM102
 # mypy: disable-error-code="assignment,var-annotated"
@@ -117,12 +115,10 @@ def chunk_carry_kernel(
     h = tl.zeros([N, BLOCK_D], tl.float32)
     dt_sum = tl.zeros([BLOCK_D], tl.float32)
     n_tiles = tl.cdiv(stop - start, TILE)
-    tile = n_tiles * 0
-    while tile < n_tiles:
+    for tile in range(0, n_tiles):
         t0 = start + tile * TILE
         if REVERSE:
             t0 = start + (n_tiles - 1 - tile) * TILE
-        tile += 1
         x_at = time_pointer(x_ptr, x_strides, row, d, t0)
         delta_at = time_pointer(delta_ptr, delta_strides, row, d, t0)
         if z_ptr is not None:
@@ -188,15 +184,12 @@ def scan_forward_kernel(
         initial_at = initial_ptr + row * initial_strides[0] + d[None, :] * initial_strides[1]
         h = load_fp32(initial_at + n[:, None] * initial_strides[2], nd_mask)
     if carry_ptr is not None:
-        j = chunk * 0
-        while j < chunk:
+        for j in range(0, chunk):
             h = fold_carry(h, carry_ptr, decay_ptr, A2, row, j, n_chunks, n, d, nd_mask, d_mask, n_states, n_channels)
-            j += 1
 
     start = chunk * chunk_len
     stop = tl.minimum(start + chunk_len, length)
-    t0 = start
-    while t0 < stop:
+    for t0 in range(start, stop, TILE):
         if saved_ptr is not None:
             if t0 % SAVE_EVERY == 0:
                 at = row * tl.cdiv(length, SAVE_EVERY) + t0 // SAVE_EVERY
@@ -228,7 +221,6 @@ def scan_forward_kernel(
             ys += (y,)
         for i in tl.static_range(TILE):
             tl.store(out_at + i * out_strides[2], ys[i].to(out_ptr.dtype.element_ty), mask=d_mask & (t0 + i < stop))
-        t0 += TILE
     if last_ptr is not None:
         if chunk == n_chunks - 1:
             tl.store(last_ptr + (row * n_channels + d[None, :]) * n_states + n[:, None], h, mask=nd_mask)
@@ -276,10 +268,9 @@ def scan_backward_kernel(
         dlast_at = dlast_ptr + row * dlast_strides[0] + d[None, :] * dlast_strides[1]
         dh = load_fp32(dlast_at + n[:, None] * dlast_strides[2], nd_mask)
     if carry_ptr is not None:
-        j = n_chunks - 1
-        while j > chunk:
+        for later in range(0, n_chunks - 1 - chunk):
+            j = n_chunks - 1 - later
             dh = fold_carry(dh, carry_ptr, decay_ptr, A2, row, j, n_chunks, n, d, nd_mask, d_mask, n_states, n_channels)
-            j -= 1
 
     dA = tl.zeros([N, BLOCK_D], tl.float32)
     dD = tl.zeros([BLOCK_D], tl.float32)
@@ -287,13 +278,13 @@ def scan_backward_kernel(
     n_blocks = groups * tl.cdiv(d_per_group, BLOCK_D)
     start = chunk * chunk_len
     stop = tl.minimum(start + chunk_len, length)
-    t0 = start + (tl.cdiv(stop - start, TILE) - 1) * TILE
-    while t0 >= start:
+    n_tiles = tl.cdiv(stop - start, TILE)
+    for tile in range(0, n_tiles):
+        t0 = start + (n_tiles - 1 - tile) * TILE
         saved_at = row * tl.cdiv(length, SAVE_EVERY) + t0 // SAVE_EVERY
         h = tl.load(saved_ptr + (saved_at * n_states + n[:, None]) * n_channels + d[None, :], mask=nd_mask, other=0.0)
         # From the saved state to the state before this tile.
-        w0 = t0 // SAVE_EVERY * SAVE_EVERY
-        while w0 < t0:
+        for w0 in range(t0 // SAVE_EVERY * SAVE_EVERY, t0, TILE):
             u_at = time_pointer(u_ptr, u_strides, row, d, w0)
             delta_at = time_pointer(delta_ptr, delta_strides, row, d, w0)
             B_at = token_pointer(B_ptr, B_strides, row, group, n, w0)
@@ -302,7 +293,6 @@ def scan_backward_kernel(
                 dt = step_size(load_fp32(delta_at + i * delta_strides[2], d_mask) + bias, d_mask, SOFTPLUS)
                 B = load_token(B_constant, B_at + i * B_strides[3], n_mask, VARIABLE_B)
                 h = tl.exp2(A2 * dt[None, :]) * h + (dt * u)[None, :] * B
-            w0 += TILE
 
         u_at = time_pointer(u_ptr, u_strides, row, d, t0)
         delta_at = time_pointer(delta_ptr, delta_strides, row, d, t0)
@@ -364,7 +354,6 @@ def scan_backward_kernel(
             tl.store(du_at + k * du_strides[2], (dx * dt + skip * dy).to(du_ptr.dtype.element_ty), mask=mask)
             tl.store(ddelta_at + k * ddelta_strides[2], ddelta.to(ddelta_ptr.dtype.element_ty), mask=mask)
             dh *= tl.exp2(A2 * dt[None, :])
-        t0 -= TILE
 
     at = row * n_chunks + chunk
     nd_at = (at * n_states + n[:, None]) * n_channels + d[None, :]
