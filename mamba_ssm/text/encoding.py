@@ -21,8 +21,8 @@ _DECLARED = re.compile(
 )
 # Codecs that can be right where an ASCII declaration was legible: no UTF-16, and none of Python's transforms.
 _CHARSETS = re.compile("utf-8|iso|cp|koi8|mac|shift|euc|gb|big5|hz|tis|johab")
-# Runs without white space from the first byte above ASCII's word on; multi-byte encodings use ASCII's bytes too.
-_WORDS = re.compile(rb"[\x21-\x7e]*[\x80-\xff][\x21-\xff]*")
+# Words with a byte above ASCII; multi-byte encodings use ASCII's bytes too.
+_WORDS = re.compile(rb"[\x21-\x7e]{0,30}[\x80-\xff][\x21-\xff]*")
 # What no text holds: control characters other than white space and the escape of coloured terminal logs.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")
 

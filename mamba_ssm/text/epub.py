@@ -4,7 +4,6 @@ An archive's own figures are never trusted: what is read is counted, and bounded
 XML is read with the HTML parser, which expands no entities.
 """
 
-import lzma
 import re
 import zipfile
 import zlib
@@ -88,6 +87,8 @@ class _Archive:
         info = self.members[name]
         if info.flag_bits & 1:
             raise BookError("an encrypted zip file; unpack it with its password and zip it without one")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BookError("a zip file compressed as no EPUB may be; unpack it and zip it again with deflate")
         data = bytearray()
         try:
             with self.zip.open(info) as file:
@@ -102,7 +103,7 @@ class _Archive:
                         raise BookError(
                             f"{name!r} unpacks to too much; this looks like a zip bomb, so get the book elsewhere"
                         )
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
             raise BookError(f"{name!r} in the EPUB is damaged; download the book again") from error
         return bytes(data)
 

@@ -20,7 +20,6 @@ _PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
 # PDFium writes U+0002 or U+FFFE for a hyphen that it takes for a line's end.
 _HYPHEN = re.compile("(?<=[^\\W\\d_])(?:[-\u00ad\u2010]\n|[\x02\ufffe]\n?)(?=[^\\W\\d_])")
 _JUNK = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
-_TRAILING = re.compile("[ \t]+\n")
 
 
 def read_pdf(path: Path) -> Iterator[Piece]:
@@ -58,7 +57,7 @@ def read_pdf(path: Path) -> Iterator[Piece]:
 def clean(raw: str) -> str:
     """A page's text: one kind of line end, words divided at a line's end joined, no control characters."""
     text = _HYPHEN.sub(_join, normalise_newlines(raw))
-    text = _TRAILING.sub("\n", _JUNK.sub("", text)).strip()
+    text = "\n".join(line.rstrip() for line in _JUNK.sub("", text).split("\n")).strip()
     return text + "\n" if text else ""
 
 

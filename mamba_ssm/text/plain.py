@@ -8,9 +8,10 @@ from typing import TextIO
 from mamba_ssm.text.encoding import file_encoding
 from mamba_ssm.text.piece import PIECE_CHARS, Piece, title
 
-_HEADING = re.compile(r"#{1,6}[ \t]+(.*?)[ \t#]*$")
+_HEADING = re.compile(r"#{1,6}[ \t]+")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)$")
-_CHAPTER = re.compile(r"\s*((?:chapter|part|book|appendix)\s+(?:\d+|[ivxlc]+|[a-z])\b.{0,80})$", re.I)
+_NUMBER = r"\d+|[ivxlc]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|twenty"
+_CHAPTER = re.compile(rf"\s*(?:(?:chapter|part|book)\s+(?:{_NUMBER})|appendix\s+(?:\d+|[a-z]))\b.{{0,80}}$", re.I)
 
 
 def _open(path: Path) -> TextIO:
@@ -31,8 +32,8 @@ def read_text(path: Path) -> Iterator[Piece]:
     section, after_blank = None, True
     with _open(path) as file:
         for line, starts in _lines(file):
-            if starts and after_blank and len(line) < 120 and (match := _CHAPTER.match(line)):
-                section = title(match[1])
+            if starts and after_blank and len(line) < 120 and _CHAPTER.match(line):
+                section = title(line)
             yield Piece(line, section=section)
             after_blank = line.isspace()
 
@@ -47,6 +48,6 @@ def read_markdown(path: Path) -> Iterator[Piece]:
                     fence = match[1]
                 elif match[1].startswith(fence) and not match[2].strip():
                     fence = ""
-            elif starts and not fence and (match := _HEADING.match(line.rstrip("\n"))):
-                section = title(match[1]) or section
+            elif starts and not fence and (match := _HEADING.match(line)):
+                section = title(line[match.end() :].strip().rstrip("#")) or section
             yield Piece(line, section=section)

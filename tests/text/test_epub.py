@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from make_books import nav, ncx, write_epub, xhtml
+from make_books import CONTAINER, nav, ncx, write_epub, xhtml
 
 from mamba_ssm.errors import BookError
 from mamba_ssm.text import epub as epub_module
@@ -39,6 +39,18 @@ def test_titles_come_from_the_table_of_contents(tmp_path: Path, contents: tuple[
 def test_without_contents_headings_are_the_titles(tmp_path: Path) -> None:
     path = write_epub(tmp_path / "no-suffix", FILES)
     assert [section for section, _ in sections(path)] == ["Light", "Dusk", "Water"]
+
+
+def test_xml_with_prefixes(tmp_path: Path) -> None:
+    path = tmp_path / "book.epub"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("META-INF/container.xml", '<c:container><c:rootfile full-path="book.opf"/></c:container>')
+        items = '<opf:manifest><opf:item id="a" href="a.xhtml"/><opf:item id="b" href="b.xhtml"/></opf:manifest>'
+        spine = '<opf:spine><opf:itemref idref="b"/><opf:itemref idref="a"/></opf:spine>'
+        archive.writestr("book.opf", f"<opf:package>{items}{spine}</opf:package>")
+        archive.writestr("a.xhtml", xhtml("<p>second</p>", "<script src='x'/><title>A</title>"))
+        archive.writestr("b.xhtml", xhtml("<p>first<a id='x'/> page</p>"))
+    assert sections(path) == [(None, "first page"), ("A", "second")]
 
 
 def test_the_spine_gives_the_order(tmp_path: Path) -> None:
@@ -91,6 +103,14 @@ def test_an_archive_that_lies_about_sizes(tmp_path: Path) -> None:
         size = archive.getinfo("OEBPS/a.xhtml").file_size
     path.write_bytes(path.read_bytes().replace(size.to_bytes(4, "little"), (100).to_bytes(4, "little")))
     with pytest.raises(BookError):
+        sections(path)
+
+
+def test_a_compression_that_epub_does_not_allow(tmp_path: Path) -> None:
+    path = tmp_path / "book.epub"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("META-INF/container.xml", CONTAINER)
+    with pytest.raises(BookError, match="zip it again with deflate"):
         sections(path)
 
 

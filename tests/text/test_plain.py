@@ -98,6 +98,12 @@ def test_utf8_that_is_damaged_in_one_place_stays_utf8(tmp_path: Path) -> None:
     assert read(path) == "Végétaux éclairés. " * 50 + "\ufffdÉnergie"
 
 
+def test_long_runs_without_white_space_are_no_burden(tmp_path: Path) -> None:
+    path = tmp_path / "book.md"
+    path.write_bytes(b"# " + b"# " * 20_000 + b"A" * 900_000 + "été ".encode("cp1252"))
+    assert read(path).endswith("AAAété ")
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     def peak(megabytes: int, line: bytes) -> int:
         path = tmp_path / "book.txt"
@@ -126,9 +132,10 @@ def test_markdown_headings_are_sections_and_comments_in_code_are_not(tmp_path: P
 def test_chapters_of_plain_text_are_sections(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text(
-        "Preface\n\nCHAPTER I. Light\n\nLeaves.\nChapter 2 is next.\n\nChapter 2\n\nRoots.\n", encoding="utf-8"
+        "Preface\n\nCHAPTER I. Light\n\nLeaves.\nChapter 2 is next.\n\nBook a seat.\n\nChapter Two\n\nRoots.\n",
+        encoding="utf-8",
     )
-    assert [piece.section for piece in read_pieces(path)] == [None, "CHAPTER I. Light", "Chapter 2"]
+    assert [piece.section for piece in read_pieces(path)] == [None, "CHAPTER I. Light", "Chapter Two"]
 
 
 @pytest.mark.parametrize("name", ["book.txt", "book.md", "book.html", "book"])
