@@ -170,24 +170,31 @@ def fetch_wheel(wheel: Wheel, folder: Path, source: Path | None) -> None:
 
 
 def fetch_book(book: Book, folder: Path, source: Path | None, accept_changed: bool) -> dict:
-    pattern = f"{book.package}_*.deb"
-    package = find(pattern, [source, folder / "packages"])
-    if package is None or (sha256(package) != book.sha256 and not accept_changed):
-        package = download(["apt-get", "download", book.package], pattern, folder / "packages")
-    digest = sha256(package)
-    version = package.stem.split("_")[1].replace("%3a", ":")
-    if digest != book.sha256 and not accept_changed:
-        sys.exit(
-            f"{book.package}: got version {version} (sha256 {digest}), pinned is {book.version} ({book.sha256}). "
-            "Debian has moved on: put the pinned package in a folder given with --from (snapshot.debian.org keeps it), "
-            "or pass --accept-changed; the tokenizer trained on it will then differ from the shipped one."
-        )
+    package = fetch_package(book, folder, source, accept_changed)
     name = f"text/{book.package}.txt"
     with replacing(folder / name) as file:
         for page in pages(package, book):
             file.write(plain_text(page).encode() + b"\n\n")
-    print(f"{name}: {(folder / name).stat().st_size:,} bytes, from version {version}")
-    return {"version": version, "sha256": digest, "files": {name: sha256(folder / name)}}
+    print(f"{name}: {(folder / name).stat().st_size:,} bytes, from version {version_of(package)}")
+    return {"version": version_of(package), "sha256": sha256(package), "files": {name: sha256(folder / name)}}
+
+
+def fetch_package(book: Book, folder: Path, source: Path | None, accept_changed: bool) -> Path:
+    pattern = f"{book.package}_*.deb"
+    package = find(pattern, [source, folder / "packages"])
+    if package is None or (sha256(package) != book.sha256 and not accept_changed):
+        package = download(["apt-get", "download", book.package], pattern, folder / "packages")
+    if (digest := sha256(package)) != book.sha256 and not accept_changed:
+        sys.exit(
+            f"{book.package}: got version {version_of(package)} (sha256 {digest}), pinned is {book.version} "
+            f"({book.sha256}). Debian has moved on: put the pinned package in a folder given with --from "
+            "(snapshot.debian.org keeps it), or pass --accept-changed; what is made of it will then differ."
+        )
+    return package
+
+
+def version_of(package: Path) -> str:
+    return package.stem.split("_")[1].replace("%3a", ":")
 
 
 def pages(package: Path, book: Book) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The shipped vocabulary: lossless for any text, exact spans, and the same tokens however the text arrives."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +17,10 @@ TOKENIZER = Tokenizer.from_folder(FOLDER)
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 # Text as books have it, dense in what might go wrong at a cut: quotes, digits, runs of white space, accents, emoji.
-PROSE = st.lists(
-    st.sampled_from(
-        [
-            "word",
-            "Überlänge",
-            "don't",
-            "'",
-            "s",
-            "’",
-            "1984",
-            "½",
-            " ",
-            "  ",
-            "\n",
-            "\r\n",
-            "\t",
-            "\x1c",
-            "\u3000",
-            "\x85",
-        ]
-        + [
-            ".",
-            '."',
-            "--",
-            "_",
-            "é",
-            "e\u0301",
-            "日本",
-            "🎉",
-            "👩\u200d🚀",
-            "\u200b",
-            "<|endoftext|>",
-            "\x00",
-            "a" * 40,
-        ]
-    ),
-    max_size=40,
-).map("".join)
+WORDS = ["word", "Überlänge", "don't", "'", "s", "’", "1984", "½", ".", '."', "--", "_", "a" * 40, "<|endoftext|>"]
+ODDITIES = ["é", "e\u0301", "日本", "🎉", "👩\u200d🚀", "\u200b", "\x00"]
+SPACES = [" ", "  ", "\n", "\r\n", "\t", "\x1c", "\u3000", "\x85"]
+PROSE = st.lists(st.sampled_from([*WORDS, *ODDITIES, *SPACES]), max_size=40).map("".join)
 
 
 def joined(parts: list[Encoded]) -> Encoded:
@@ -62,7 +29,7 @@ def joined(parts: list[Encoded]) -> Encoded:
 
 def pieces_of(text: str, cuts: list[int]) -> list[str]:
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 def check_spans(text: str, encoded: Encoded) -> None:
