@@ -26,7 +26,7 @@ class DecodingCGCache:
         return self.callables[input_ids.shape[0], input_ids.shape[1]](input_ids)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def update_graph_cache(
     model: Any,
     cache: DecodingCGCache | None,
@@ -71,7 +71,7 @@ def _capture(
             step()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         static_logits = step()
 
     def run(input_ids: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what comes out may go into training
 def decode(
     input_ids: Tensor,
     model: Any,

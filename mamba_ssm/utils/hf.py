@@ -59,6 +59,8 @@ def _find(model_name: str | os.PathLike[str], names: Iterable[str]) -> Path:
         raise CheckpointError(f"the folder {name} is no checkpoint: it has no {' or '.join(names)}")
     if folder.exists():
         raise CheckpointError(f"{name} is a file: give the folder that holds it, with its {CONFIG_NAME}")
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
+        raise CheckpointError(f"there is no folder {name}: check the path, or give a name on the hub")
     return _download(name, names)
 
 

@@ -34,6 +34,7 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
     descending, order = logits.sort(dim=-1, descending=True)
     mass = descending.softmax(dim=-1)
     enough_before = mass.cumsum(dim=-1) - mass >= top_p
+    enough_before[:, 0] = False  # a top_p that rounds to 0 still keeps one
     logits.masked_fill_(enough_before.scatter(1, order, enough_before), -torch.inf)
 
 
