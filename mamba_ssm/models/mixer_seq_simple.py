@@ -251,7 +251,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
 
         ``question_ids`` (B, m) asks for embedding search and injection. ``position_ids`` is accepted for callers that
         treat every model as a Transformer: a recurrence needs none. With ``inference_params`` the input continues what
-        was read before, at any split.
+        was read before, at any split. ``attention_mask`` (B, L), false at padding on either side, goes to every layer.
         """
         if question_ids is not None:
             stream = self.stream(question_ids, inference_params)

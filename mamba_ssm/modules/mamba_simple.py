@@ -97,12 +97,15 @@ class Mamba(nn.Module):
         *,
         initial_state: MambaState | None = None,
         return_state: bool = False,
+        attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Mix hidden_states (B, L, d_model) along L.
 
         ``inference_params``: the layer's entry in the cache is read (unless seqlen_offset is 0, the start of a text)
         and overwritten, so a call on any number of tokens continues the ones before it. No gradient flows through it.
         ``initial_state`` and ``return_state`` do the same with explicit values, with gradients.
+        ``attention_mask`` (B, L), false where a row is padded before its text or after it: padding changes neither the
+        outputs at other positions nor the state. Outputs at padding mean nothing.
         """
         cache = None
         if inference_params is not None:
@@ -110,22 +113,27 @@ class Mamba(nn.Module):
                 raise ValueError("initial_state and inference_params both give a state to start from: pass one")
             cache = self._cache_for(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
-                initial_state = cache
-                if hidden_states.shape[1] == 1 and not return_state:
+                one = hidden_states.shape[1] == 1 and not return_state and attention_mask is None
+                if one and not torch.is_grad_enabled():
                     return self.step(hidden_states, *cache)[0]
-        out, state = self._mix(hidden_states, initial_state, return_state or cache is not None)
+                initial_state = (cache[0].clone(), cache[1].clone())  # a backward pass needs them as they are now
+        want_state = return_state or cache is not None
+        out, state = self._mix(hidden_states, initial_state, want_state, attention_mask)
         if cache is not None and state is not None:
             for kept, new in zip(cache, state, strict=True):
                 kept.copy_(new.detach())  # in place: a captured CUDA graph reads these very addresses
         return (out, state) if return_state and state is not None else out
 
-    def _mix(self, hidden: Tensor, initial: MambaState | None, want_state: bool) -> tuple[Tensor, MambaState | None]:
+    def _mix(
+        self, hidden: Tensor, initial: MambaState | None, want_state: bool, attention_mask: Tensor | None
+    ) -> tuple[Tensor, MambaState | None]:
         """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
         conv_in, ssm_in = initial if initial is not None else (None, None)
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
-        # Before the first token the convolution sees zeros.
-        conv_out = x.new_zeros(*x.shape[:2], self.d_conv) if conv_in is None else conv_in.to(x.dtype)
-        conv_out = torch.cat([conv_out, x[..., -self.d_conv :]], dim=-1)[..., -self.d_conv :]
+        padding = None if attention_mask is None else ~attention_mask.bool().unsqueeze(1)  # (B, 1, L)
+        if padding is not None:
+            x = x.masked_fill(padding, 0)  # as before the first token
+        conv_out = self._last_inputs(x, conv_in, padding) if want_state else None
         x = causal_conv1d_fn(
             x,
             self.conv1d.weight.squeeze(1),
@@ -134,9 +142,12 @@ class Mamba(nn.Module):
             activation="silu",
         )
         dt, B, C = self._select(x.transpose(1, 2))
+        dt = dt.transpose(1, 2)
+        if padding is not None:
+            dt = dt.masked_fill(padding, -1e4)  # softplus makes it 0, a step that leaves the state alone
         y = selective_scan_fn(
             x,
-            dt.transpose(1, 2),
+            dt,
             -torch.exp(self.A_log.float()),
             B.transpose(1, 2),
             C.transpose(1, 2),
@@ -147,10 +158,20 @@ class Mamba(nn.Module):
             return_last_state=want_state,
             initial_state=ssm_in,
         )
-        if want_state:
+        if conv_out is not None:
             y, ssm_out = y
             return self.out_proj(y.transpose(1, 2)), (conv_out, ssm_out)
         return self.out_proj(y.transpose(1, 2)), None
+
+    def _last_inputs(self, x: Tensor, before: Tensor | None, padding: Tensor | None) -> Tensor:
+        """The last W columns (B, D, W) of what the convolution has read, up to x (B, D, L): zeros at the start."""
+        before = x.new_zeros(*x.shape[:2], self.d_conv) if before is None else before.to(x.dtype)
+        if padding is None:
+            return torch.cat([before, x[..., -self.d_conv :]], dim=-1)[..., -self.d_conv :]
+        ends = torch.arange(x.shape[-1] + 1, device=x.device).masked_fill(F.pad(padding, (1, 0)), 0)
+        end = ends.amax(dim=-1, keepdim=True)  # (B, 1, 1), after each row's last token
+        columns = end + torch.arange(self.d_conv, device=x.device)
+        return torch.cat([before, x], dim=-1).gather(2, columns.expand(-1, self.d_inner, -1))
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on x (..., D): dt (..., D) without its bias, B and C (..., N) (algorithm 2)."""

@@ -100,6 +100,7 @@ def decode(
     stop_strings: Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
     question_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> GenerationOutput:
     """Continue input_ids (B, L) to max_length tokens, prompt included, or until every row has ended.
 
@@ -112,6 +113,7 @@ def decode(
         seed, generator: make sampling repeat. Either, not both.
         stop_strings: end a row whose new text holds one of them; needs ``tokenizer``. ``texts`` is cut before it.
         question_ids: (B, m), for a model with embedding search and injection.
+        attention_mask: (B, L), false at the padding of shorter prompts, which must be on their left.
     """
     batch, prompt_length = input_ids.shape
     if prompt_length == 0:
@@ -120,11 +122,13 @@ def decode(
         raise ValueError(f"max_length {max_length} counts the prompt, which has {prompt_length} tokens: raise it")
     if stop_strings and tokenizer is None:
         raise ValueError("stop_strings need a tokenizer: pass tokenizer=")
+    if attention_mask is not None and not attention_mask[:, -1].all():
+        raise ValueError("attention_mask marks the end of a prompt as padding: pad prompts on the left")
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator both fix the sampling: pass one")
         generator = torch.Generator(input_ids.device).manual_seed(seed)
-    forward, params = _stepper(model, input_ids, max_length, cg, question_ids)
+    forward, params = _stepper(model, input_ids, max_length, cg, question_ids, attention_mask)
     rows = _Rows(batch, eos_token_id, [stop_strings] if isinstance(stop_strings, str) else stop_strings, tokenizer)
     sequences, scores, tokens = input_ids, [], input_ids
     started = _now(input_ids.device) if enable_timing else 0.0
@@ -193,7 +197,12 @@ class _Rows:
 
 
 def _stepper(
-    model: Any, input_ids: Tensor, max_length: int, cg: bool, question_ids: Tensor | None
+    model: Any,
+    input_ids: Tensor,
+    max_length: int,
+    cg: bool,
+    question_ids: Tensor | None,
+    attention_mask: Tensor | None,
 ) -> tuple[Callable[[Tensor], Tensor], InferenceParams]:
     """A function from tokens (B, L) to their last logits (B, 1, V), and the cache that it moves on."""
     batch = input_ids.shape[0]
@@ -209,11 +218,13 @@ def _stepper(
             print("generate: cg=True needs a CUDA device and no question_ids; decoding without graphs", file=sys.stderr)
         params = InferenceParams(max_seqlen=max_length, max_batch_size=batch)
     extra = {} if question_ids is None else {"question_ids": question_ids}
+    prompt_extra = {} if attention_mask is None else {"attention_mask": attention_mask}
 
     def forward(tokens: Tensor) -> Tensor:
         if graph is not None and params.seqlen_offset > 0:
             return graph.run(tokens)
-        return model(tokens, inference_params=params, num_last_tokens=1, **extra).logits
+        more = extra | prompt_extra if params.seqlen_offset == 0 else extra
+        return model(tokens, inference_params=params, num_last_tokens=1, **more).logits
 
     return forward, params
 

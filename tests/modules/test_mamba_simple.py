@@ -104,6 +104,41 @@ def test_a_batch_takes_its_rows_of_a_larger_cache(layer):
     assert not ssm_state[3].any()
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=3), st.integers(0, 6), st.data())
+def test_padding_on_either_side_changes_no_row_and_no_state(layer, rows, more, data):
+    """Rows of (left padding, text), padded on the right too, in two chunks cut anywhere; then `more` tokens."""
+    generator = torch.Generator().manual_seed(0)
+    length = max(left + text for left, text in rows) + data.draw(st.integers(0, 3))
+    x = 9 * torch.randn(len(rows), length, 12, generator=generator)
+    after = torch.randn(len(rows), more, 12, generator=generator)
+    mask = torch.tensor([[left <= t < left + text for t in range(length)] for left, text in rows]).view(
+        len(rows), length
+    )
+    cut = data.draw(st.integers(0, length))
+    first, state = layer(x[:, :cut], return_state=True, attention_mask=mask[:, :cut])
+    second, state = layer(x[:, cut:], initial_state=state, return_state=True, attention_mask=mask[:, cut:])
+    third, state = layer(after, initial_state=state, return_state=True)
+    for row, (left, text) in enumerate(rows):
+        alone = torch.cat([x[row, left : left + text], after[row]]).unsqueeze(0)
+        expected, (conv_state, ssm_state) = layer(alone, return_state=True)
+        got = torch.cat([torch.cat([first, second], 1)[row, left : left + text], third[row]]).unsqueeze(0)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state[0][row : row + 1], conv_state, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(state[1][row : row + 1], ssm_state, atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_used_with_gradients_keeps_no_graph(layer):
+    x, params = torch.randn(1, 4, 12), InferenceParams(max_seqlen=4, max_batch_size=1)
+    outs = []
+    for t in range(4):
+        outs.append(layer(x[:, t : t + 1], inference_params=params))
+        params.seqlen_offset += 1
+        assert not any(state.requires_grad for state in params.key_value_memory_dict[0])
+    torch.testing.assert_close(torch.cat(outs, 1), layer(x), atol=1e-5, rtol=1e-5)
+    torch.cat(outs, 1).sum().backward()
+
+
 def test_a_reset_cache_forgets(layer):
     x = torch.randn(1, 4, 12)
     params = InferenceParams(max_seqlen=4, max_batch_size=1)

@@ -146,6 +146,17 @@ def test_teacher_outputs_replace_what_would_be_sampled(model, prompt, free):
     torch.testing.assert_close(torch.stack(out.scores, 1), model(free[:, :19]).logits[:, 4:], atol=1e-4, rtol=1e-4)
 
 
+def test_prompts_of_unequal_length_are_padded_on_the_left(model, prompt):
+    lengths = [5, 2, 4]
+    mask = torch.tensor([[t >= 5 - n for t in range(5)] for n in lengths])
+    together = model.generate(prompt, 15, attention_mask=mask)
+    for row, n in enumerate(lengths):
+        alone = model.generate(prompt[row : row + 1, 5 - n :], 10 + n)
+        assert torch.equal(together[row, 5 - n :], alone[0])
+    with pytest.raises(ValueError, match="on the left"):
+        model.generate(prompt, 15, attention_mask=mask.flip(1))
+
+
 def test_decode_is_generate(model, prompt):
     assert torch.equal(decode(prompt, model, 15).sequences, model.generate(prompt, 15))
 
