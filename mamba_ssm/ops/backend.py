@@ -67,7 +67,8 @@ def choose(op: str, device: torch.device | str, dtype: torch.dtype = torch.float
         return Choice(op, kind, "triton", "the fastest on this device")
     name = "cpu" if op in CPU_OPS else "reference"
     if kind != "cuda":
-        return Choice(op, kind, name, "the fastest on this device" if kind == "cpu" else f"no kernels for {kind}")
+        fast = "the fastest on a CPU" if op in CPU_OPS else "measured on a CPU: as fast as PyTorch can be"
+        return Choice(op, kind, name, fast if kind == "cpu" else f"there are no kernels for {kind}")
     reason = "the kernels compute in fp32, not fp64" if _has_triton() else "there is no Triton: pip install triton"
     return Choice(op, kind, name, reason, slow=True)
 

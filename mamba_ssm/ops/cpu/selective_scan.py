@@ -175,7 +175,7 @@ def _scan(
             if keep:
                 starts[i, part] = carry
             _, states = tile.run(carry, dt[span], v[span], B[span])
-            y[span] = _matmul(C[span].unsqueeze(-2), states[1:]).squeeze(-2)
+            y[span] = _weigh(C[span], states[1:])
             carry = states[-1]
         last[part] = carry
     return y, last, starts
@@ -199,16 +199,17 @@ class _Scan(torch.autograd.Function):
         d_A = torch.zeros_like(A)
         for part, tile in _tiles(dt, A, keep=True):
             carry, g_buffer = d_last[part], torch.empty_like(tile.decay)
+            gs = g_buffer.unbind()
             for i in reversed(range(len(starts))):
                 span = (slice(i * tile.steps, (i + 1) * tile.steps), part)
                 decay, states = tile.run(starts[i, part], dt[span], v[span], B[span])
                 g = torch.mul(dy[span].unsqueeze(-2), C[span].unsqueeze(-1), out=g_buffer[: len(decay)])
                 g[-1] += carry
                 for t in reversed(range(len(g) - 1)):
-                    g[t].addcmul_(decay[t + 1], g[t + 1])
-                d_C[span] = _matmul(states[1:], dy[span].unsqueeze(-1)).squeeze(-1)
-                d_B[span] = _matmul(g, v[span].unsqueeze(-1)).squeeze(-1)
-                d_v[span] = _matmul(B[span].unsqueeze(-2), g).squeeze(-2)
+                    gs[t].addcmul_(tile.decays[t + 1], gs[t + 1])
+                d_C[span] = _weigh(dy[span], states[1:].transpose(-1, -2))
+                d_B[span] = _weigh(v[span], g.transpose(-1, -2))
+                d_v[span] = _weigh(B[span], g)
                 g *= decay
                 carry = g[0].clone()
                 g *= states[:-1]
@@ -218,6 +219,7 @@ class _Scan(torch.autograd.Function):
         return d_dt, d_v, d_A, d_B, d_C, d_h
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+def _weigh(weights: Tensor, m: Tensor) -> Tensor:
+    """(..., K) times (..., K, M): (..., M). A row times a matrix, for MKL is slow where the vector is a column."""
+    with torch.autocast(m.device.type, enabled=False):
+        return (weights.unsqueeze(-2) @ m).squeeze(-2)
