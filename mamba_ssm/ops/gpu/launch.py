@@ -45,3 +45,20 @@ def empty_like_layout(x: torch.Tensor, dtype: torch.dtype | None = None) -> torc
     if channel_last(x):
         return torch.empty(b, length, d, dtype=dtype, device=x.device).transpose(1, 2)
     return torch.empty(b, d, length, dtype=dtype, device=x.device)
+
+
+def _let_interpreter_take_range() -> None:
+    """Since NumPy 2.4 an array of one element is no int, and the interpreter of Triton 3.6 takes range() over such."""
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if interpreting() and triton.__version__.startswith("3.6."):
+    _let_interpreter_take_range()
