@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import DEVICE, TOLERANCE, check, laid_out, rand
+from triton_checks import DEVICE, TOLERANCE, check, laid_out, rand
 
 from mamba_ssm.ops.gpu import causal_conv1d as gpu
 from mamba_ssm.ops.reference import causal_conv1d as reference

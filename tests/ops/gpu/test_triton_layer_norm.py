@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import TOLERANCE, check, rand
+from triton_checks import TOLERANCE, check, rand
 
 from mamba_ssm.ops.gpu import layer_norm as gpu
 from mamba_ssm.ops.reference import layer_norm as reference

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import TOLERANCE, rand
+from triton_checks import TOLERANCE, rand
 
 from mamba_ssm.ops.gpu import selective_state_update as gpu
 from mamba_ssm.ops.reference import selective_state_update as reference
