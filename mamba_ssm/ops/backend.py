@@ -20,7 +20,7 @@ from mamba_ssm.errors import BackendError
 NAMES = ("reference", "cpu", "triton")
 OPS = ("selective_scan", "causal_conv1d", "layer_norm", "selective_state_update")
 # Ops whose reference was measured to be as fast as anything else PyTorch can do on a CPU have no module of their own.
-CPU_OPS = frozenset({"selective_scan"})
+CPU_OPS = frozenset({"selective_scan", "selective_state_update"})
 
 _asked: str | None = None
 _warned: set[str] = set()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mamba_ssm.ops import backend
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from mamba_ssm.ops.triton.selective_state_update import selective_state_update, selective_state_update_ref
 
@@ -81,3 +82,21 @@ def test_a_state_in_half_precision_keeps_its_dtype(backend_name: str) -> None:
 def test_an_empty_batch(backend_name: str) -> None:
     made = {name: m[:0] if name not in ("A", "D", "dt_bias") else m for name, m in make().items()}
     assert selective_state_update(**made).shape == (0, DIM)
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_gradients_are_the_derivatives(name: str) -> None:
+    made = {key: m.double().requires_grad_() for key, m in make().items()}
+
+    def run(state, *rest):
+        state = state.clone()
+        return selective_state_update(state, *rest, dt_softplus=True), state
+
+    with backend.use(name):
+        assert torch.autograd.gradcheck(run, list(made.values()))
+
+
+def test_one_group_without_heads(backend_name: str) -> None:
+    made = make()
+    again = {**made, "state": made["state"].clone(), "B": made["B"][:, None], "C": made["C"][:, None]}
+    torch.testing.assert_close(selective_state_update(**again), selective_state_update(**made))

@@ -41,10 +41,10 @@ def selective_state_update(
         step = step + by_head(dt_bias)
     if dt_softplus:
         step = F.softplus(step)
-    step = step.unsqueeze(-1)
-    decay = torch.exp(step * A.to(work))
+    decay = torch.exp(step.unsqueeze(-1) * A.to(work))
     B, C = (_by_head(m.to(work), heads) for m in (B, C))
-    h = decay * state.to(work).reshape(-1, heads, *state.shape[-2:]) + step * B * xs.unsqueeze(-1)
+    h = decay * state.to(work).reshape(-1, heads, *state.shape[-2:])
+    h = torch.addcmul(h, (step * xs).unsqueeze(-1), B)
     state.copy_(h.reshape(state.shape))
     y = (h * C).sum(-1)
     if D is not None:
