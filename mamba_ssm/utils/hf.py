@@ -11,6 +11,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,15 @@ def _find(model_name: str | os.PathLike[str], names: Iterable[str]) -> Path:
 
 
 def _download(name: str, names: Iterable[str]) -> Path:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    def not_cached(file: str) -> bool:
+        return not isinstance(try_to_load_from_cache(name, file), str)
 
     unreachable = None
+    names = list(names)
+    with suppress(errors.HFValidationError):  # reported below
+        names.sort(key=not_cached)  # without a network, the hub's client waits long for each file that it lacks
     for file in names:
         try:
             return Path(hf_hub_download(name, file))

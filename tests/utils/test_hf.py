@@ -101,7 +101,11 @@ def test_download_from_a_hub_then_offline_from_its_cache(model, hub, home):
     assert results[name] == pytest.approx(model(torch.tensor([[1, 2, 3]])).logits.sum().item(), rel=1e-5)
     assert "HF_HUB_OFFLINE" in results["state-spaces/mamba-370m"]
 
+    results = load_in_child(home, name, HF_ENDPOINT="http://127.0.0.1:9")  # the cache serves without a network, too
+    assert isinstance(results[name], float)
 
+
+@pytest.mark.slow  # the hub's client tries for half a minute
 def test_a_hub_out_of_reach(home):
     results = load_in_child(home, "state-spaces/mamba-790m", HF_ENDPOINT="http://127.0.0.1:9")
     assert "can't be reached" in results["state-spaces/mamba-790m"]
