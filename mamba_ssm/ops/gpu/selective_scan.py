@@ -67,7 +67,10 @@ def selective_scan_fn(
     groups = {m.shape[1] for m in (B, C) if m.dim() == 4}
     if len(groups) == 2:
         B, C = (m.repeat_interleave(max(groups) // m.shape[1], dim=1) for m in (B, C))
-    out, last_state = _SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    # Asked here because forward() of an autograd function sees neither no_grad nor inference mode.
+    training = torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in inputs)
+    out, last_state = _SelectiveScan.apply(*inputs, delta_softplus, training)
     return (out, last_state) if return_last_state else out
 
 
@@ -136,6 +139,7 @@ class _SelectiveScan(torch.autograd.Function):
         bias: Tensor | None,
         initial: Tensor | None,
         softplus: bool,
+        training: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.softplus = softplus
@@ -152,7 +156,7 @@ class _SelectiveScan(torch.autograd.Function):
         out = empty_like_layout(u)
         last = u.new_empty(batch, dim, states, dtype=torch.float32)
         saved = None
-        if any(ctx.needs_input_grad):
+        if training:
             saved = u.new_empty(batch, triton.cdiv(length, SAVE_EVERY), states, dim, dtype=torch.float32)
         with on_device(u):
             carry, decay = plan.carries(u, delta, B, A, None, bias, REVERSE=False, SOFTPLUS=softplus)
@@ -172,7 +176,7 @@ class _SelectiveScan(torch.autograd.Function):
         if saved is None:
             through = [None if m is None else torch.zeros_like(m) for m in (u, delta, A, B, C, D, z, bias)]
             dstart = None if initial is None or dlast is None else dlast.to(initial.dtype)
-            return *through, dstart, None
+            return *through, dstart, None, None
         plan = _Plan(u, A, B, C)
         dout = torch.zeros_like(u) if dout is None else dout
         du, ddelta = empty_like_layout(u), empty_like_layout(delta)
@@ -212,5 +216,6 @@ class _SelectiveScan(torch.autograd.Function):
             dz,
             None if dbias is None else summed(dbias, bias),
             None if dinitial is None else dinitial.to(initial.dtype),
+            None,
             None,
         )

@@ -1,7 +1,7 @@
 """Where there is no GPU, Triton runs the kernels in Python: slow, but the same source.
 
-Triton reads TRITON_INTERPRET when it is first imported, and other tests import it through transformers, so without a GPU
-these tests run in a process of their own, which test_interpreter.py starts. To run some of them by hand:
+Triton reads TRITON_INTERPRET when it is first imported, and other tests import it through transformers, so without a
+GPU these tests run in a process of their own, which test_interpreter.py starts. To run some of them by hand:
 TRITON_INTERPRET=1 pytest tests/ops/gpu/test_triton_layer_norm.py
 """
 
