@@ -31,8 +31,9 @@ def selective_state_update(
     if dt_softplus:
         step = F.softplus(step)
     B, C = (_by_head(m.to(work), heads) for m in (B, C))
-    # exp2 is several times as fast as exp.
-    h = torch.exp2(step.unsqueeze(-1) * (A.to(work) / math.log(2))) * state.to(work)
+    # The backward pass needs the state as it was; exp2 is several times as fast as exp.
+    before = state.clone() if torch.is_grad_enabled() else state
+    h = torch.exp2(step.unsqueeze(-1) * (A.to(work) / math.log(2))) * before.to(work)
     h = torch.addcmul(h, (step * u).unsqueeze(-1), B)
     state.copy_(h)
     with torch.autocast(x.device.type, enabled=False):

@@ -43,7 +43,9 @@ def selective_state_update(
         step = F.softplus(step)
     decay = torch.exp(step.unsqueeze(-1) * A.to(work))
     B, C = (_by_head(m.to(work), heads) for m in (B, C))
-    h = decay * state.to(work).reshape(-1, heads, *state.shape[-2:])
+    # The backward pass needs the state as it was.
+    before = state.clone() if torch.is_grad_enabled() else state
+    h = decay * before.to(work).reshape(-1, heads, *state.shape[-2:])
     h = torch.addcmul(h, (step * xs).unsqueeze(-1), B)
     state.copy_(h.reshape(state.shape))
     y = (h * C).sum(-1)
