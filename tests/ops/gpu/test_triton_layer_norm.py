@@ -45,7 +45,7 @@ def test_a_stream_given_back_unchanged_is_the_input():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rms", [False, True])
-@pytest.mark.parametrize("dim", [768, 2560, 5000])
+@pytest.mark.parametrize("dim", [768, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_training_sizes(dim, dtype, rms):
     compare((3, 333, dim), dtype, torch.float32, rms)
