@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# How many numbers each thread has in a buffer of a tile, and in a step of it: measured, with 1 MiB of cache a core.
+# Measured with 1 MiB of cache a core. Numbers in one buffer of a tile and in one step of it, for each thread:
 TILE, STEP = 1 << 18, 1 << 15
-# Steps of a tile whose first state is kept for the backward pass, and numbers in a block of inputs where nothing is.
-STEPS_KEPT = 16
+# Numbers of u in a block where nothing is recorded; steps of a tile where its first state is, for the backward pass.
 BLOCK = 1 << 18
+STEPS_KEPT = 16
 
 
 def selective_scan_fn(
@@ -46,7 +46,24 @@ def selective_scan_fn(
         y, h = _block(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h)
         out = torch.empty_like(u).copy_(y)
         return (out, h) if return_last_state else out
-    # Nothing is recorded, so blocks of rows and of time go one after the other, and what they need in between is small.
+    out, last = _in_blocks(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h)
+    return (out, last) if return_last_state else out
+
+
+@torch.no_grad()
+def _in_blocks(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    h: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`_block` over blocks of rows and of time one after the other, so that what it needs in between stays small."""
     out, last = torch.empty_like(u), torch.empty_like(h)
     batch, dim, length = u.shape
     rows = max(1, min(batch, STEP * torch.get_num_threads() // max(1, A.numel())))
@@ -61,7 +78,7 @@ def selective_scan_fn(
             )
             out[at] = y
         last[r] = carry
-    return (out, last) if return_last_state else out
+    return out, last
 
 
 def _block(
