@@ -30,7 +30,8 @@ class SearchBatch:
 
 
 def search_batches(
-    examples: Examples, n_crops: int, crop_tokens: int, max_questions: int, rng: np.random.Generator
+    examples: Examples, n_crops: int, crop_tokens: int, max_questions: int, rng: np.random.Generator,
+    word_dropout: float = 0.0,
 ) -> Iterator[SearchBatch]:
     """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops."""
     n_articles = len(examples.offsets) - 1
@@ -51,9 +52,12 @@ def search_batches(
         rows, crop_rows, shifts = map(np.concatenate, (chosen, crop_of, shift))
         pick = rng.permutation(len(rows))[:max_questions]
         gold = examples.gold[rows[pick]]
+        questions = examples.questions[rows[pick]]
+        dropped = rng.random(questions.shape) < word_dropout
+        questions = np.where(dropped & ~dropped.all(1, keepdims=True), 0, questions)
         yield SearchBatch(
             torch.from_numpy(np.stack(crops)),
-            torch.from_numpy(examples.questions[rows[pick]]),
+            torch.from_numpy(questions),
             torch.from_numpy(crop_rows[pick]),
             torch.from_numpy(np.where(gold < 0, -1, gold - shifts[pick, None, None])),
         )
@@ -71,7 +75,7 @@ def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
     searcher = model.searcher()
     window, stride = searcher.config.window, searcher.config.stride
     keys = searcher.segment_keys(segments(batch.crops, searcher.config).flatten(0, 1))
-    width = int((batch.questions > 0).sum(1).max())
+    width = int((batch.questions > 0).any(0).nonzero().max()) + 1
     query = searcher.ask(batch.questions[:, :width]).query
     n_crops, crop_tokens = batch.crops.shape
     maxima = half_window_maxima(query, keys.flatten(0, 1).to(torch.bfloat16), stride).float()
@@ -95,7 +99,7 @@ def search_book(
     keys = keys.flatten(0, 1).to(torch.bfloat16)
     found = []
     for part in questions.split(rows):
-        search = StreamingSearch(searcher.ask(part[:, : int((part > 0).sum(1).max())]).query, k, searcher.config.stride)
+        search = StreamingSearch(searcher.ask(part[:, : int((part > 0).any(0).nonzero().max()) + 1]).query, k, searcher.config.stride)
         for chunk in keys.split(64 * block):
             search.push(chunk)
         found.append((search.top.starts, search.top.scores))
