@@ -75,6 +75,12 @@ def read_batches(examples, mined, rng, args, device):
         yield ReadBatch(*(t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t for t in batch))
 
 
+def plain_sequences(batch: ReadBatch, ids: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The text around the answers of some questions, then question and answer: what a Mamba without ESI learns from."""
+    start = (batch.gold[:rows, 0, 0].cpu() - 96).clamp(0, len(ids) - 192)
+    return answer_sequences(batch.questions[:rows], batch.answers[:rows], ids[start[:, None] + torch.arange(192)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/prepared"))
@@ -82,9 +88,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     for name, value in dict(
-        d_model=256, n_layer=6, n_enc=2, n_read=3, d_state=8, search_steps=1500, read_steps=4000, crops=12, crop_tokens=4032,
-        questions=256, batch=96, k=8, shelf=40, search_lr=1e-3, read_lr=1e-3, table_scale=4.0, idf_power=1.0, enc_slow=1.0,
-        table_slow=0.3, drop=0.15, joint=0, decay=0.01, lm=0.3, context_init=1.0, word_dropout=0.0, profile=0,
+        d_model=256, n_layer=6, n_enc=1, n_read=3, d_state=8, search_steps=700, read_steps=4000, crops=12, crop_tokens=4032,
+        questions=256, batch=96, k=8, shelf=40, search_lr=1e-3, read_lr=1e-3, table_scale=4.0, idf_power=1.0, enc_slow=0.5,
+        table_slow=0.1, drop=0.15, joint=1, decay=0.01, lm=0.3, context_init=0.0, word_dropout=0.1, plain_rows=16,
     ).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--start", type=Path, help="a folder with a model whose search is trained")
@@ -140,6 +146,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             mined = [mine(model, training, n, 24) for n in (1, args.shelf)]
         log(f"mined in {time.perf_counter() - began:.1f} s")
+        all_ids = torch.from_numpy(training.ids)
         batches = read_batches(training, mined, rng, args, device)
         searcher = model.searcher()
 
@@ -150,24 +157,14 @@ def main() -> None:
             if args.lm:
                 ids, targets = answer_sequences(batch.questions, batch.answers)
                 parts["answer"] = args.lm * answer_loss(model, memory, ids.to(device), targets.to(device))
+                ids, targets = plain_sequences(batch, all_ids, args.plain_rows)
+                parts["plain"] = args.lm * answer_loss(model, None, ids.to(device), targets.to(device))
             if args.joint:
                 parts["search"] = search_loss(model, to_device(next(searching)))
             return parts
 
         s = args.enc_slow if args.joint else 0.0
         slow = {"backbone.embedding": args.table_slow * s, "esi.search": s, **{f"backbone.layers.{i}.": s for i in range(args.n_enc)}}
-        if args.profile:
-            from torch.profiler import profile, ProfilerActivity
-            train(model, loss, 20, args.read_lr, args.decay, slow=slow, log=log)
-            torch.cuda.synchronize(); t=time.perf_counter()
-            train(model, loss, 20, args.read_lr, args.decay, slow=slow, log=log)
-            torch.cuda.synchronize(); log(f"ms/step {(time.perf_counter()-t)*50}")
-            t=time.perf_counter(); [next(batches) for _ in range(20)]; log(f"batch ms {(time.perf_counter()-t)*50}")
-            t=time.perf_counter(); [next(searching) for _ in range(20)]; log(f"search batch ms {(time.perf_counter()-t)*50}")
-            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as prof:
-                train(model, loss, 10, args.read_lr, args.decay, slow=slow, log=log)
-            log(prof.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
-            return
         train(model, loss, args.read_steps, args.read_lr, args.decay, slow=slow, log=log)
         report("reader", True)
         model.save_pretrained(args.out / "model")

@@ -14,11 +14,11 @@ NOUNS = (
     "passkey", "pass key", "password", "secret code", "access code", "magic number", "door code", "locker number", "pin",
     "serial number", "invoice number", "telephone extension", "reference number", "combination", "batch number", "code word",
 )
-OWNERS = (
-    "the library", "the north gate", "the old archive", "the laboratory", "the second floor", "Doctor Ames", "Mrs. Okafor",
-    "the harbour office", "the night train", "project Heron", "the blue cabinet", "the station", "Tomas Lind", "the museum",
-    "room 12", "the seed vault", "the observatory", "Captain Ruiz", "the mill", "the east wing",
+SYLLABLES = (
+    "ba", "cor", "del", "fen", "gra", "hol", "ira", "jon", "kel", "lun", "mar", "nor", "oss", "per", "quin", "ros", "sten", "tor",
+    "ul", "ver", "wick", "yan", "zor",
 )
+PLACES = ("", "", "the town of ", "Doctor ", "Mrs. ", "project ", "Captain ", "the house of ", "the archive of ", "Port ")
 STATEMENTS = (
     "The {thing} is {value}.",
     "The {thing} is {value}. Remember it.",
@@ -34,10 +34,9 @@ QUESTIONS = ("What is the {thing}?", "Which {thing} does the text give?", "Tell 
 def planted_fact(rng: random.Random, value: str) -> tuple[str, str]:
     """(sentence, question) about a thing whose value is ``value``."""
     thing = rng.choice(NOUNS)
-    if rng.random() < 0.6:
-        thing += " of " + rng.choice(OWNERS)
-    elif rng.random() < 0.3:
-        thing = "six-digit " + thing
+    if rng.random() < 0.9:  # a name of its own, for the same bare thing in several books would have several answers
+        name = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 2, 3)))).capitalize()
+        thing += f" of {rng.choice(PLACES)}{name}"
     return rng.choice(STATEMENTS).format(thing=thing, value=value), rng.choice(QUESTIONS).format(thing=thing)
 
 

@@ -55,20 +55,24 @@ def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tens
     return any_of_loss(first, right_first) + any_of_loss(last, right_last)
 
 
-def answer_sequences(questions: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """<|question|> question <|answer|> answer <|endoftext|> in a row each, packed to the left -> ids and targets (Q, T)."""
+def answer_sequences(questions: Tensor, answers: Tensor, contexts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """<|question|> question <|answer|> answer <|endoftext|> in a row each, packed to the left -> ids and targets (Q, T).
+
+    With ``contexts`` (Q, C), text of the book stands before the question, and is to be predicted too: plain language modelling.
+    """
     rows = []
-    for question, answer in zip(questions.tolist(), answers.tolist(), strict=True):
+    for i, (question, answer) in enumerate(zip(questions.tolist(), answers.tolist(), strict=True)):
+        text = [] if contexts is None else contexts[i].tolist()
         asked = [QUESTION, *(t for t in question if t), ANSWER]
         said = [*(t for t in answer if t), END]
-        rows.append((asked + said[:-1], [IGNORE] * (len(asked) - 1) + said))
+        rows.append(([*text, *asked, *said[:-1]], [*text[1:], *[IGNORE] * (len(asked) - (not text)), *said]))
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [END] * (width - len(ids)) for ids, _ in rows])
-    targets = torch.tensor([t + [IGNORE] * (width - len(t)) for _, t in rows])
+    targets = torch.tensor([targets + [IGNORE] * (width - len(targets)) for _, targets in rows])
     return ids, targets
 
 
-def answer_loss(model: MambaLMHeadModel, memory: Memory, ids: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of answers said by the language model with the windows injected: ids and targets (Q, T)."""
-    logits = model.answer_logits(ids, memory)
+def answer_loss(model: MambaLMHeadModel, memory: Memory | None, ids: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of what the language model says, with the windows injected or without: ids and targets (Q, T)."""
+    logits = model(ids).logits if memory is None else model.answer_logits(ids, memory)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
