@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mamba_ssm.book import Answer, Book, Passage, load_book, read
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
     from mamba_ssm.modules.mamba_simple import Mamba
     from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
@@ -13,14 +14,30 @@ __version__ = "2.0.1"
 
 # Loaded when first used (PEP 562), so that `import mamba_ssm` costs nothing.
 _HOMES = {
+    "Answer": "mamba_ssm.book",
+    "Book": "mamba_ssm.book",
     "Mamba": "mamba_ssm.modules.mamba_simple",
     "MambaLMHeadModel": "mamba_ssm.models.mixer_seq_simple",
+    "Passage": "mamba_ssm.book",
+    "load_book": "mamba_ssm.book",
     "mamba_inner_fn": "mamba_ssm.ops.selective_scan_interface",
+    "read": "mamba_ssm.book",
     "selective_scan_fn": "mamba_ssm.ops.selective_scan_interface",
     "selective_state_update": "mamba_ssm.ops.selective_state_update",
 }
 
-__all__ = ["Mamba", "MambaLMHeadModel", "mamba_inner_fn", "selective_scan_fn", "selective_state_update"]
+__all__ = [
+    "Answer",
+    "Book",
+    "Mamba",
+    "MambaLMHeadModel",
+    "Passage",
+    "load_book",
+    "mamba_inner_fn",
+    "read",
+    "selective_scan_fn",
+    "selective_state_update",
+]
 
 
 def __getattr__(name: str) -> Any:

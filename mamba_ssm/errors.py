@@ -15,3 +15,7 @@ class CheckpointError(MambaESIError):
 
 class BackendError(MambaESIError):
     """A back-end was asked for by name and cannot run here."""
+
+
+class QuestionError(MambaESIError):
+    """A question, or a file of them, cannot be asked."""

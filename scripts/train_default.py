@@ -150,24 +150,29 @@ def main() -> None:
         batches = read_batches(training, mined, rng, args, device)
         searcher = model.searcher()
 
-        def loss(_: int) -> dict[str, torch.Tensor]:
+        def loss(step: int) -> dict[str, torch.Tensor]:
             batch = next(batches)
             memory = searcher.read(searcher.ask(batch.questions), batch.windows, batch.scores)
             parts = {"span": span_loss(model, memory, batch)}
             if args.lm:
                 ids, targets = answer_sequences(batch.questions, batch.answers)
                 parts["answer"] = args.lm * answer_loss(model, memory, ids.to(device), targets.to(device))
+            if args.lm and step % 3 == 1:
                 ids, targets = plain_sequences(batch, all_ids, args.plain_rows)
                 parts["plain"] = args.lm * answer_loss(model, None, ids.to(device), targets.to(device))
-            if args.joint:
+            if args.joint and step % 3 == 0:
                 parts["search"] = search_loss(model, to_device(next(searching)))
             return parts
 
         s = args.enc_slow if args.joint else 0.0
         slow = {"backbone.embedding": args.table_slow * s, "esi.search": s, **{f"backbone.layers.{i}.": s for i in range(args.n_enc)}}
-        train(model, loss, args.read_steps, args.read_lr, args.decay, slow=slow, log=log)
-        report("reader", True)
+        def checkpoint(step: int) -> None:
+            if step and step % 1000 == 0:
+                model.save_pretrained(args.out / "model")
+
+        train(model, loss, args.read_steps, args.read_lr, args.decay, slow=slow, log=log, after=checkpoint)
         model.save_pretrained(args.out / "model")
+        report("reader", True)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ class WindowReader(nn.Module):
         self.blocks = nn.ModuleList(
             BidirectionalBlock(config.d_read, config.n_heads, config.d_state) for _ in range(config.n_read)
         )
+        self.dropout = nn.Dropout(0.1)
         self.norm = RMSNorm(config.d_read)
         self.span = nn.Linear(config.d_read, 2)
         self.score_weight = nn.Parameter(torch.tensor([0.3, 0.3]))
@@ -98,9 +99,10 @@ class WindowReader(nn.Module):
             ],
             -1,
         )
-        text = self.inp(windows) + self.features(features) + self.role[1]
+        # The search learns from its own loss alone: what suits the reader's features would spoil its ranking.
+        text = self.inp(windows) + self.features(features.detach()) + self.role[1]
         asked = (self.inp(question.hidden) + self.role[0])[:, None].expand(B, K, -1, -1)
-        x = torch.cat([asked, text], 2).flatten(0, 1)
+        x = self.dropout(torch.cat([asked, text], 2).flatten(0, 1))
         for block in self.blocks:
             x = block(x)
         return Memory(window_ids, self.norm(x[:, -W:]).unflatten(0, (B, K)), scores)

@@ -34,8 +34,9 @@ def train(
     warmup: int = 100,
     slow: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
+    after: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Minimise the sum of loss(step)'s parts. Raises FloatingPointError when the loss is not finite."""
+    """Minimise the sum of loss(step)'s parts; ``after`` is called after each step. Raises FloatingPointError when the loss is not finite."""
     device = next(model.parameters()).device
     groups = parameter_groups(model.named_parameters(), lr, decay, slow or {})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device.type == "cuda")
@@ -53,7 +54,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == steps - 1:
+        after(step)
+        if step % 150 < 3 or step == steps - 1:
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss is {total.item()} at step {step}: lower the learning rate")
             shown = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())

@@ -54,7 +54,8 @@ def search_batches(
         gold = examples.gold[rows[pick]]
         questions = examples.questions[rows[pick]]
         dropped = rng.random(questions.shape) < word_dropout
-        questions = np.where(dropped & ~dropped.all(1, keepdims=True), 0, questions)
+        left = np.where(dropped, 0, questions)
+        questions = np.where(left.any(1, keepdims=True), left, questions)
         yield SearchBatch(
             torch.from_numpy(np.stack(crops)),
             torch.from_numpy(questions),

@@ -30,7 +30,7 @@ PUBLISHED = tuple(f"state-spaces/mamba-{size}" for size in ("130m", "370m", "790
 
 def load_config_hf(model_name: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a hub name or folder, in the original's layout whichever it was written in."""
-    path = _find(model_name, [CONFIG_NAME])
+    path = find_file(model_name, [CONFIG_NAME])
     config = _read_json(path)
     return _config_from_transformers(config, path) if _is_transformers(config) else config
 
@@ -39,7 +39,7 @@ def load_state_dict_hf(
     model_name: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """The tensors of a hub name or folder, by the original's keys. Without device and dtype they may map the file."""
-    path = _find(model_name, _WEIGHT_FILES)
+    path = find_file(model_name, _WEIGHT_FILES)
     files = _shards(model_name, path) if path.suffix == ".json" else [path]
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -49,7 +49,7 @@ def load_state_dict_hf(
     return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for k, v in tensors.items()}
 
 
-def _find(model_name: str | os.PathLike[str], names: Iterable[str]) -> Path:
+def find_file(model_name: str | os.PathLike[str], names: Iterable[str]) -> Path:
     """The first of the files that the folder or the hub has."""
     name = os.fspath(model_name)
     folder = Path(name).expanduser()
@@ -122,7 +122,7 @@ def _shards(model_name: str | os.PathLike[str], index: Path) -> list[Path]:
         # An index comes from anywhere: it may name files of its own folder only.
         if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
             raise CheckpointError(f"{index} names {name!r}, which is no weight file of its folder: do not trust it")
-    return [_find(model_name, [name]) for name in names]
+    return [find_file(model_name, [name]) for name in names]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
