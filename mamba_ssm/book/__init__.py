@@ -1,0 +1,10 @@
+"""Books: read one, ask it questions, get answers with the passages that they come from."""
+
+from mamba_ssm.book.answers import Answer, Seconds
+from mamba_ssm.book.book import Book, load_book, open_book, read
+from mamba_ssm.book.engine import Engine
+from mamba_ssm.book.find import Passage
+from mamba_ssm.book.progress import bar
+from mamba_ssm.book.source import BookInfo
+
+__all__ = ["Answer", "Book", "BookInfo", "Engine", "Passage", "Seconds", "bar", "load_book", "open_book", "read"]

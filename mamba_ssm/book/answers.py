@@ -1,0 +1,122 @@
+"""From windows that were found to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mamba_ssm.book.engine import Engine
+from mamba_ssm.book.find import Found, Passage
+from mamba_ssm.book.source import BookInfo
+from mamba_ssm.esi.module import Question
+from mamba_ssm.esi.reader import MAX_ANSWER
+from mamba_ssm.esi.replay import Context, question_likelihood
+
+CANDIDATES = 20  # spans whose probabilities are added up where they say the same
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time spent on reading the book and on searching it, for all questions asked together; and on this answer."""
+
+    read: float
+    search: float
+    answer: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with its evidence, the passages best first.
+
+    ``confidence`` is a probability, 0 to 1: of the span where the answer was copied from the book, else the geometric
+    mean over the generated tokens. ``start`` and ``end``: where the book says so, None where the answer was generated.
+    """
+
+    question: str
+    text: str
+    confidence: float
+    evidence: list[Passage]
+    start: int | None
+    end: int | None
+    model: str
+    book: BookInfo
+    seconds: Seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``mamba-esi ask --json`` prints."""
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "confidence": self.confidence,
+            "evidence": [asdict(passage) for passage in self.evidence],
+            "model": self.model,
+            "book": asdict(self.book),
+            "seconds": asdict(self.seconds),
+        }
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said, and from what."""
+
+    text: str
+    confidence: float
+    evidence: list[Passage]
+    start: int | None = None
+    end: int | None = None
+
+
+@torch.inference_mode()
+def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int, limit: int) -> Reply:
+    """Copy the most probable span of at most ``limit`` tokens from the top_k windows."""
+    assert engine.model.esi is not None
+    evidence = [window.passage(score) for window, score in found]
+    windows = [window for window, _ in found[:top_k]]
+    if not windows:
+        return Reply("", 0.0, evidence)
+    ids = engine.tokens(np.stack([window.padded(engine.config.window) for window in windows]))
+    scores = torch.tensor([[score for _, score in found[:top_k]]], device=engine.device)
+    memory = engine.searcher.read(question, ids[None], scores)
+    assert memory is not None
+    spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
+    columns = (spans.window[0], spans.first[0], spans.last[0], spans.probability[0])
+    places: dict[str, tuple[str, int, int]] = {}
+    confidence: dict[str, float] = {}
+    for window, first, last, probability in zip(*(column.tolist() for column in columns), strict=True):
+        if last >= len(windows[window].ids):
+            continue
+        place = windows[window].slice(first, last)
+        said = " ".join(place[0].casefold().split())
+        places.setdefault(said, place)
+        confidence[said] = confidence.get(said, 0.0) + probability
+    best = max(confidence, key=lambda said: (bool(said), confidence[said]), default=None)
+    if best is None:
+        return Reply("", 0.0, evidence)
+    text, start, end = places[best]
+    return Reply(text, min(confidence[best], 1.0), evidence, start, end)
+
+
+def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, limit: int) -> Reply:
+    """Answer without ESI weights: rerank what the embeddings found, and read the best right before the question."""
+    encode = engine.tokenizer.encode
+    lead, asked = encode("\n\nQuestion:").ids.tolist(), encode(f" {question}").ids.tolist()
+    windows = [window for window, _ in found]
+    likelihood = question_likelihood(engine.model, [window.ids.tolist() for window in windows], lead, asked)
+    ranked = sorted(zip(likelihood, windows, strict=True), key=lambda pair: -pair[0])
+    context = [token for _, w in sorted(ranked[:top_k], key=lambda pair: pair[1].first) for token in w.ids.tolist()]
+    prompt = context + lead + asked + encode("\nAnswer:").ids.tolist()
+    tokenizer = engine.tokenizer
+    text, confidence = Context(engine.model).generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode)
+    return Reply(text, confidence, [window.passage(score) for score, window in ranked])
+
+
+def plain_prompt(engine: Engine, question: str) -> list[int]:
+    """The question as a model without search is asked it, after the whole book."""
+    tokenizer = engine.tokenizer
+    if engine.model.esi is not None and tokenizer.question is not None and tokenizer.answer is not None:
+        return [tokenizer.question, *tokenizer.encode(question).ids.tolist(), tokenizer.answer]
+    return tokenizer.encode(f"\n\nQuestion: {question}\nAnswer:").ids.tolist()

@@ -1,0 +1,124 @@
+"""A book as a stream of blocks of tokens, each with the text that it covers. Memory does not grow with the book.
+
+Shapes: n tokens of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_ssm.text import Piece
+from mamba_ssm.text.tokenizer import Encoded, Tokenizer
+
+ENCODE_CHARS = 16_384  # the tokenizer's own objects take some hundred bytes a token while it works
+
+
+class Mark(NamedTuple):
+    """From this character of the book on, the text is on this page and in this section."""
+
+    start: int
+    page: int | None
+    section: str | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive tokens of a book: ids (n,) int32, and the characters they cover, starts and ends (n,) int64.
+
+    ``first`` is the place of ids[0] in the book, ``offset`` that of text[0]. The text reaches at least to where that of
+    the next block begins. The first of ``marks`` is not after ``offset``.
+    """
+
+    first: int
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    text: str
+    offset: int
+    marks: tuple[Mark, ...]
+
+    def tail(self, n: int) -> Block:
+        """The last n tokens."""
+        start = int(self.starts[-n:][0])
+        return replace(
+            self,
+            first=self.first + max(len(self.ids) - n, 0),
+            ids=self.ids[-n:],
+            starts=self.starts[-n:],
+            ends=self.ends[-n:],
+            text=self.text[start - self.offset :],
+            offset=start,
+            marks=_marks_of(self.marks, start, start + len(self.text)),
+        )
+
+    def after(self, before: Block) -> Block:
+        """This block and the one before it, as one."""
+        return Block(
+            before.first,
+            np.concatenate([before.ids, self.ids]),
+            np.concatenate([before.starts, self.starts]),
+            np.concatenate([before.ends, self.ends]),
+            # The text of the two overlaps where tokens on both sides are parts of one character.
+            before.text[: self.offset - before.offset] + self.text,
+            before.offset,
+            (*before.marks, *self.marks),
+        )
+
+    def mark(self, character: int) -> Mark:
+        """Page and section of a character of the book."""
+        return [mark for mark in self.marks if mark.start <= character][-1]
+
+
+def _marks_of(marks: Iterable[Mark], start: int, end: int) -> tuple[Mark, ...]:
+    """The marks that hold between two characters."""
+    marks = [mark for mark in marks if mark.start < end]
+    before = sum(mark.start <= start for mark in marks)
+    return tuple(marks[max(before - 1, 0) :])
+
+
+class _Text:
+    """The text that was read and is not yet in a block."""
+
+    def __init__(self) -> None:
+        self.text, self.offset = "", 0
+        self.marks: list[Mark] = []
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.text)
+
+    def take(self, pieces: Iterable[Piece]) -> Iterator[str]:
+        for piece in pieces:
+            if not self.marks or self.marks[-1][1:] != (piece.page, piece.section):
+                self.marks.append(Mark(self.end, piece.page, piece.section))
+            self.text += piece.text
+            yield piece.text
+
+    def cut(self, end: int, following: int) -> tuple[str, int, tuple[Mark, ...]]:
+        """Text, offset and marks up to ``end``; what follows begins at ``following``."""
+        text, offset = self.text[: end - self.offset], self.offset
+        marks = _marks_of(self.marks, offset, end)
+        self.text, self.offset = self.text[following - offset :], following
+        self.marks = list(_marks_of(self.marks, following, self.end + 1))
+        return text, offset, marks
+
+
+def text_blocks(pieces: Iterable[Piece], tokenizer: Tokenizer, size: int) -> Iterator[Block]:
+    """Blocks of ``size`` tokens, the last one of 1 to ``size``."""
+    text, first = _Text(), 0
+    held = Encoded(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
+    for new in tokenizer.encode_stream(text.take(pieces), ENCODE_CHARS):
+        held = Encoded(*(np.concatenate(pair) for pair in zip(held, new, strict=True)))
+        while len(held.ids) > size:
+            following = int(held.starts[size])
+            covered = text.cut(max(following, int(held.ends[size - 1])), following)
+            yield Block(first, *(part[:size] for part in held), *covered)
+            held = Encoded(*(part[size:] for part in held))
+            first += size
+    if len(held.ids):
+        yield Block(first, *held, *text.cut(text.end, text.end))

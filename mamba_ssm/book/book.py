@@ -1,0 +1,202 @@
+"""Read a book, ask it questions: the one path that the command, the server and Python all take."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mamba_ssm.book.answers import Answer, Reply, Seconds, plain_prompt, point, replay
+from mamba_ssm.book.engine import Engine
+from mamba_ssm.book.find import Finder
+from mamba_ssm.book.progress import bar
+from mamba_ssm.book.source import BookInfo, FileSource, Report, Source
+from mamba_ssm.book.store import StoredSource, is_saved, open_stored, store
+from mamba_ssm.errors import QuestionError
+from mamba_ssm.esi.replay import Context
+
+PASSAGES = 8
+MAX_NEW_TOKENS = 32
+RERANKED = 4  # times top_k: windows that a model without ESI weights chooses from
+
+
+class Book:
+    """A book to ask questions. Use it in a ``with``, or close it: what was read lies in a temporary file."""
+
+    def __init__(self, source: Source, engine: Engine) -> None:
+        self._source, self.engine = source, engine
+
+    @property
+    def info(self) -> BookInfo | None:
+        """What was read; None for a streamed book before its first question."""
+        return self._source.info
+
+    def ask(
+        self,
+        question: str,
+        *,
+        top_k: int | None = None,
+        passages: int = PASSAGES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        esi: bool = True,
+    ) -> Answer:
+        """Answer a question.
+
+        Args:
+            top_k: windows that the model reads; the model's own number by default.
+            passages: how many passages of evidence to give.
+            max_new_tokens: the longest answer.
+            esi: False reads the whole book with the model alone, without search; there is then no evidence.
+
+        Raises QuestionError for a question without words or too long.
+        """
+        return self.ask_all([question], top_k=top_k, passages=passages, max_new_tokens=max_new_tokens, esi=esi)[0]
+
+    def ask_all(
+        self,
+        questions: Sequence[str],
+        *,
+        top_k: int | None = None,
+        passages: int = PASSAGES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        esi: bool = True,
+        report: Report | None = None,
+    ) -> list[Answer]:
+        """Answer questions, all in one pass over the book. See ``ask``."""
+        options = {"top_k": top_k, "passages": passages, "max_new_tokens": max_new_tokens, "esi": esi}
+        return list(self.ask_each(questions, report=report, **options))  # type: ignore[arg-type]
+
+    def ask_each(
+        self,
+        questions: Sequence[str],
+        *,
+        top_k: int | None = None,
+        passages: int = PASSAGES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        esi: bool = True,
+        report: Report | None = None,
+    ) -> Iterator[Answer]:
+        """As ``ask_all``, an answer as soon as it is there. ``report`` is told how far the reading is."""
+        for number, question in enumerate(questions, 1):
+            if not question.strip():
+                raise QuestionError(f"question {number} is empty: ask something")
+        if min(passages, max_new_tokens - 1, (top_k or 1) - 1) < 0:
+            raise ValueError("passages must be at least 0; top_k and max_new_tokens at least 1")
+        if not questions:
+            return
+        started = time.perf_counter()
+        top_k = top_k or self.engine.config.top_k
+        if esi:
+            replies, searched = self._search(questions, top_k, passages, max_new_tokens, report)
+        else:
+            replies, searched = self._read_plainly(questions, max_new_tokens, report), 0.0
+        read = time.perf_counter() - started - searched
+        for question in questions:
+            started = time.perf_counter()
+            reply = next(replies)
+            seconds = Seconds(read, searched, time.perf_counter() - started)
+            assert self.info is not None
+            yield Answer(
+                question,
+                reply.text,
+                reply.confidence,
+                reply.evidence[:passages],
+                reply.start,
+                reply.end,
+                self.engine.name,
+                self.info,
+                seconds,
+            )
+
+    def _search(
+        self, questions: Sequence[str], top_k: int, passages: int, limit: int, report: Report | None
+    ) -> tuple[Iterator[Reply], float]:
+        """Search the book for all questions. Returns what will answer them, and the seconds that the search took."""
+        engine = self.engine
+        embedded = [engine.question(question) for question in questions]
+        trained = engine.model.esi is not None
+        k = max(top_k, passages) if trained else max(RERANKED * top_k, passages)
+        finder = Finder([question.query for question in embedded], k, engine.config)
+        searched = 0.0
+        for block, keys in self._source.blocks(report):
+            started = time.perf_counter()
+            finder.push(block, keys.values(engine.device))
+            searched += time.perf_counter() - started
+        found = finder.found()
+        if trained:
+            return (point(engine, *pair, top_k, limit) for pair in zip(embedded, found, strict=True)), searched
+        return (replay(engine, *pair, top_k, limit) for pair in zip(questions, found, strict=True)), searched
+
+    def _read_plainly(self, questions: Sequence[str], limit: int, report: Report | None) -> Iterator[Reply]:
+        """Read the whole book with the model alone. Returns what will answer the questions from its state."""
+        engine = self.engine
+        context = Context(engine.model)
+        for block in self._source.texts(report):
+            context.read(engine.tokens(block.ids))
+        prompts = [plain_prompt(engine, question) for question in questions]
+        tokenizer = engine.tokenizer
+        return (
+            Reply(*context.fork().generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode), evidence=[])
+            for prompt in prompts
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was read to one file, for `load_book`. Raises BookError where that cannot be."""
+        if isinstance(self._source, StoredSource):
+            self._source.save(path)
+        else:
+            with self.stored() as book:
+                book.save(path)
+
+    def stored(self, report: Report | None = None) -> Book:
+        """This book, read into a temporary file."""
+        return Book(store(self._source, self.engine, "the temporary file", report), self.engine)
+
+    def close(self) -> None:
+        """Remove what was kept of the book."""
+        if isinstance(self._source, StoredSource):
+            self._source.close()
+
+    def __enter__(self) -> Book:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_book(
+    path: str | os.PathLike[str], model: str | os.PathLike[str] | Engine | None = None, device: str = "auto"
+) -> Book:
+    """A book that is read anew, streamed in bounded memory, for each call of ``ask`` or ``ask_all``; or a saved one."""
+    engine = Engine.load(model, device)
+    source: Source = open_stored(path, engine) if is_saved(Path(path)) else FileSource(path, engine)
+    return Book(source, engine)
+
+
+def read(
+    path: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Engine | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Book:
+    """Read a book (.txt, .md, .html, .pdf, .epub) once, to ask it many questions.
+
+    Args:
+        model: folder or name on the hub; by default the model in this package.
+        device: "auto", "cpu" or "cuda".
+        progress: show a bar on standard error, if that is a terminal.
+
+    Raises BookError, CheckpointError or BackendError, each a line that says what to do.
+    """
+    engine = Engine.load(model, device)
+    with bar(progress) as report:
+        return Book(FileSource(path, engine), engine).stored(report)
+
+
+def load_book(
+    path: str | os.PathLike[str], model: str | os.PathLike[str] | Engine | None = None, device: str = "auto"
+) -> Book:
+    """Open a book that was saved. Raises BookError if it is damaged or was read with another model."""
+    engine = Engine.load(model, device)
+    return Book(open_stored(path, engine), engine)

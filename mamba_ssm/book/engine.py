@@ -1,0 +1,143 @@
+"""A model with its tokenizer, ready to read books.
+
+Shapes: n tokens of a block, L those rounded up to half windows, R search width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mamba_ssm.errors import BackendError, CheckpointError, QuestionError
+from mamba_ssm.esi.module import Question, Searcher
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from mamba_ssm.text.tokenizer import FILE as TOKENIZER_FILE
+from mamba_ssm.text.tokenizer import Tokenizer
+from mamba_ssm.utils.hf import find_file
+
+DEFAULT_MODEL = Path(__file__).parents[1] / "weights" / "default"
+NEOX = "EleutherAI/gpt-neox-20b"  # the tokenizer of the published checkpoints, which carry none
+NEOX_VOCABULARY = (50277, 50280)
+MAX_QUESTION = 512
+SEGMENTS = {"cpu": 32}  # of a block: enough to keep the cores busy, few enough to need little memory
+SEGMENTS_ELSEWHERE = 256
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Search keys in a byte a number: codes (L, R) int8 times scales (L,) fp16. L is a multiple of half a window."""
+
+    codes: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor) -> Keys:
+        """Keys (L, R) in fp32, rounded: the error of a score is below a thousandth of its scale."""
+        scales = (keys.abs().amax(-1) / 127).clamp(min=1e-4).half()
+        return cls((keys / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+
+    def values(self, device: torch.device) -> Tensor:
+        """(L, R) in fp32."""
+        return self.codes.to(device).float() * self.scales.to(device).float()[:, None]
+
+
+class Engine:
+    """What reads and answers. ``name`` is what the model was asked for by."""
+
+    def __init__(self, model: MambaLMHeadModel, tokenizer: Tokenizer, name: str) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.device = model.backbone.embedding.weight.device
+        self.searcher: Searcher = model.searcher()
+        self.config = self.searcher.config
+
+    @classmethod
+    def load(cls, model: str | os.PathLike[str] | Engine | None = None, device: str = "auto") -> Engine:
+        """The default model, or a folder, or a name on the hub. Raises CheckpointError, BackendError."""
+        if isinstance(model, Engine):
+            return model
+        if model is None and not (DEFAULT_MODEL / "config.json").is_file():
+            raise CheckpointError("this installation has no default model: install mamba-esi again, or pass --model")
+        folder = DEFAULT_MODEL if model is None else model
+        loaded = MambaLMHeadModel.from_pretrained(folder, device=_device(device))
+        tokenizer = _tokenizer(folder, loaded.config.vocab_size)
+        if tokenizer.vocab_size > loaded.config.padded_vocab_size:
+            raise CheckpointError(
+                f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens and the model "
+                f"{loaded.config.padded_vocab_size}: one of the two is another model's"
+            )
+        return cls(loaded, tokenizer, "default" if model is None else os.fspath(model))
+
+    @property
+    def block_tokens(self) -> int:
+        """New tokens in a block. What is found does not depend on it."""
+        return SEGMENTS.get(self.device.type, SEGMENTS_ELSEWHERE) * self.config.block
+
+    @property
+    def width(self) -> int:
+        """R, the width of a key."""
+        return self.model.config.d_model if self.model.esi is None else self.config.d_search
+
+    def tokens(self, ids: NDArray[np.int32]) -> Tensor:
+        """Ids on the model's device, as it wants them."""
+        return torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self.device)
+
+    @torch.inference_mode()
+    def question(self, text: str) -> Question:
+        """A question, embedded, on its own, so that others asked with it change nothing."""
+        ids = self.tokenizer.encode(text.strip()).ids
+        if not 0 < len(ids) <= MAX_QUESTION:
+            raise QuestionError(f"a question must have 1 to {MAX_QUESTION} tokens, not {len(ids)}: ask a shorter one")
+        return self.searcher.ask(self.tokens(ids)[None])
+
+    @torch.inference_mode()
+    def keys(self, ids: NDArray[np.int32], before: NDArray[np.int32]) -> Keys:
+        """Keys of ids (n,), that follow ``before``, of the length of a warm-up. Keys after the last token are zero."""
+        config = self.config
+        row = self.tokens(np.concatenate([before, np.pad(ids, (0, -len(ids) % config.block))]))
+        keys = self.searcher.segment_keys(row.unfold(0, config.segment, config.block)).flatten(0, 1)
+        keys[len(ids) :] = 0.0
+        return Keys.of(keys[: half_windows(len(ids), config.stride)])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that keys depend on: keys of one model mean nothing to another."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        wanted: tuple[str, ...] = ("backbone.embedding.",)
+        if self.model.esi is not None:
+            wanted += ("esi.search.", *(f"backbone.layers.{i}." for i in range(self.config.n_enc)))
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if name.startswith(wanted):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def half_windows(n: int, stride: int) -> int:
+    """n rounded up to half windows."""
+    return n + -n % stride
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendError("there is no CUDA device here: pass --device cpu, or see `mamba-esi doctor`")
+    return torch.device(name)
+
+
+def _tokenizer(model: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+    try:
+        return Tokenizer.from_folder(find_file(model, [TOKENIZER_FILE]).parent)
+    except CheckpointError:
+        if Path(model).expanduser().is_dir() or vocab_size not in NEOX_VOCABULARY:
+            raise
+    return Tokenizer.from_folder(find_file(NEOX, [TOKENIZER_FILE]).parent)

@@ -1,0 +1,101 @@
+"""Where blocks come from: a file that is read anew each time, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mamba_ssm.book.blocks import Block, text_blocks
+from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.errors import BookError
+from mamba_ssm.esi.reader import PAD
+from mamba_ssm.text import Piece, read_pieces
+
+PLAIN = (".txt", ".md", ".markdown")
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class BookInfo:
+    """Path and sha256 of the file that was read, and its length."""
+
+    path: str
+    sha256: str
+    tokens: int
+    characters: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much was read: tokens, and bytes of ``total``, which is None where the file's size says nothing."""
+
+    tokens: int
+    bytes: int
+    total: int | None
+
+
+Report = Callable[[Progress], None]
+
+
+class Source(Protocol):
+    """A book that gives its blocks, any number of times. ``info`` is known after the first time."""
+
+    info: BookInfo | None
+
+    def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
+        """The blocks with their keys."""
+        ...
+
+    def texts(self, report: Report | None = None) -> Iterator[Block]:
+        """The blocks alone."""
+        ...
+
+
+class FileSource:
+    """A book's own file. Nothing is kept of it."""
+
+    def __init__(self, path: str | os.PathLike[str], engine: Engine) -> None:
+        self.path, self.engine = Path(path), engine
+        self.info: BookInfo | None = None
+
+    def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
+        before = np.full(self.engine.config.warmup, PAD, dtype=np.int32)
+        for block in self.texts(report):
+            yield block, self.engine.keys(block.ids, before)
+            before = np.concatenate([before, block.ids])[-len(before) :]
+
+    def texts(self, report: Report | None = None) -> Iterator[Block]:
+        seen = 0
+
+        def counted(pieces: Iterator[Piece]) -> Iterator[Piece]:
+            nonlocal seen
+            for piece in pieces:
+                seen += len(piece.text.encode("utf-8", "replace"))
+                yield piece
+
+        total, tokens, characters = None, 0, 0
+        for block in text_blocks(counted(read_pieces(self.path)), self.engine.tokenizer, self.engine.block_tokens):
+            if total is None and self.path.suffix.lower() in PLAIN:
+                total = self.path.stat().st_size
+            yield block
+            tokens, characters = tokens + len(block.ids), block.offset + len(block.text)
+            if report is not None:
+                report(Progress(tokens, seen if total is None else min(seen, total), total))
+        self.info = BookInfo(os.fspath(self.path), _sha256(self.path), tokens, characters)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise BookError(f"{path}: it went away while it was read ({error.strerror}); try again") from error
+    return digest.hexdigest()

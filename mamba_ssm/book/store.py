@@ -1,0 +1,245 @@
+"""A book that was read, in one file: the .esi format, version 1.
+
+A zip archive without compression: ``mamba-esi`` (the format's version, first, so that the file tells what it is),
+``blocks/000000`` and on (safetensors, a block each), and ``meta.json``. Nothing in the file is run, and no size in it is
+believed before it is compared.
+
+Shapes: n tokens of a block, L those rounded up to half windows, R search width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from mamba_ssm.book.blocks import Block, Mark
+from mamba_ssm.book.engine import Engine, Keys, half_windows
+from mamba_ssm.book.source import BookInfo, Progress, Report, Source
+from mamba_ssm.errors import BookError
+
+MAGIC, VERSION, META = "mamba-esi", 1, "meta.json"
+SUFFIX = ".esi"
+META_BYTES = 1 << 16
+BLOCK_TOKENS = 1 << 20
+CHARACTERS_PER_TOKEN = 4096  # far above any vocabulary's longest token
+# What the readers of zip, safetensors, JSON and UTF-8 raise for what they dislike, and this module's own checks.
+_DAMAGE = (zipfile.BadZipFile, SafetensorError, NotImplementedError, EOFError, OSError, RuntimeError)
+_DAMAGE += (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+_KINDS = {"ids": np.int32, "starts": np.int32, "ends": np.int32, "codes": np.int8, "scales": np.float16}
+_KINDS |= {"text": np.uint8, "marks": np.uint8}
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a file is, or claims to be, a book that was saved."""
+    if path.suffix.lower() == SUFFIX:
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(30 + len(MAGIC))
+    except OSError:  # whoever reads it says what is wrong
+        return False
+    return head.startswith(b"PK\x03\x04") and head[30:] == MAGIC.encode()
+
+
+def write(source: Source, engine: Engine, file: BinaryIO, report: Report | None = None) -> None:
+    """Read a book and write it to an open file."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(MAGIC, str(VERSION))
+        count = 0
+        for block, keys in source.blocks(report):
+            archive.writestr(_name(count), _pack(block, keys))
+            count += 1
+        assert source.info is not None
+        meta = {
+            "fingerprint": engine.fingerprint,
+            "model": engine.name,
+            "width": engine.width,
+            "block_tokens": engine.block_tokens,
+            "blocks": count,
+            "book": asdict(source.info),
+        }
+        archive.writestr(META, json.dumps(meta))
+
+
+def _name(number: int) -> str:
+    return f"blocks/{number:06}"
+
+
+def _pack(block: Block, keys: Keys) -> bytes:
+    parts = {
+        "ids": block.ids,
+        "starts": block.starts - block.offset,
+        "ends": block.ends - block.offset,
+        "codes": keys.codes.cpu().numpy(),
+        "scales": keys.scales.cpu().numpy(),
+        "text": np.frombuffer(block.text.encode("utf-8", "surrogatepass"), np.uint8),
+        "marks": np.frombuffer(json.dumps([block.offset, block.marks]).encode(), np.uint8),
+    }
+    return save({name: np.ascontiguousarray(part, _KINDS[name]) for name, part in parts.items()})
+
+
+class StoredSource:
+    """A saved book. Reads a block at a time, each as often as it is asked for.
+
+    ``name`` is what errors call the file. Raises BookError if it is damaged, or was read with another model.
+    """
+
+    def __init__(self, file: BinaryIO, engine: Engine, name: str) -> None:
+        self.file, self.engine, self.name = file, engine, name
+        try:
+            self._archive = zipfile.ZipFile(file)
+            meta = json.loads(self._member(META, META_BYTES))
+            version = self._member(MAGIC, 16)
+            if version != str(VERSION).encode():
+                raise BookError(f"{name}: saved by another version of mamba-esi; read the book again")
+            self.info: BookInfo | None = BookInfo(**meta["book"])
+            self._check_meta(meta, self.info)
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+            EOFError,
+        ) as error:
+            raise self._damaged() from error
+        if meta["fingerprint"] != engine.fingerprint:
+            raise BookError(
+                f"{name}: read with another model than {engine.name!r}; read the book again, or pass the same --model"
+            )
+
+    def _damaged(self) -> BookError:
+        return BookError(f"{self.name}: damaged, or not a book saved by mamba-esi; read the book again")
+
+    def _member(self, name: str, limit: int) -> bytes:
+        info = self._archive.getinfo(name)
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.flag_bits & 1
+            or not info.file_size == info.compress_size <= limit
+        ):
+            raise ValueError(f"{name} is not stored plainly")
+        return self._archive.read(info)
+
+    def _check_meta(self, meta: dict[str, Any], info: BookInfo) -> None:
+        tokens, size = info.tokens, meta["block_tokens"]
+        counts = (tokens, info.characters, size, meta["blocks"])
+        if not all(type(count) is int and count > 0 for count in counts) or size > BLOCK_TOKENS:
+            raise ValueError("sizes out of range")
+        if not (isinstance(info.path, str) and isinstance(info.sha256, str)):
+            raise TypeError("path and sha256 must be strings")
+        if meta["blocks"] != -(-tokens // size) or len(self._archive.infolist()) != meta["blocks"] + 2:
+            raise ValueError("the number of blocks disagrees with the number of tokens")
+        self._size, self._count = size, meta["blocks"]
+
+    def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
+        assert self.info is not None
+        end = 0
+        for number in range(self._count):
+            try:
+                block, keys = self._unpack(number)
+                if not block.offset <= end <= block.offset + len(block.text) or (number == 0 and block.offset):
+                    raise ValueError("the blocks' texts do not follow one another")
+                end = block.offset + len(block.text)
+                if number == self._count - 1 and end != self.info.characters:
+                    raise ValueError("the blocks' texts disagree with the number of characters")
+            except _DAMAGE as error:
+                raise self._damaged() from error
+            yield block, keys
+            if report is not None:
+                report(Progress(block.first + len(block.ids), block.first + len(block.ids), self.info.tokens))
+
+    def texts(self, report: Report | None = None) -> Iterator[Block]:
+        for block, _ in self.blocks(report):
+            yield block
+
+    def _unpack(self, number: int) -> tuple[Block, Keys]:
+        assert self.info is not None
+        first, width = number * self._size, self.engine.width
+        n = min(self._size, self.info.tokens - first)
+        rows = half_windows(n, self.engine.config.stride)
+        parts = load(self._member(_name(number), (n + rows) * (width + CHARACTERS_PER_TOKEN) + META_BYTES))
+        shapes = {"ids": (n,), "starts": (n,), "ends": (n,), "codes": (rows, width), "scales": (rows,)}
+        if set(parts) != set(_KINDS) or any(parts[name].dtype != kind for name, kind in _KINDS.items()):
+            raise ValueError("the parts of a block are others")
+        if any(parts[name].shape != shape for name, shape in shapes.items()):
+            raise ValueError("the parts of a block have other sizes")
+        text = parts["text"].tobytes().decode("utf-8", "surrogatepass")
+        ids, starts, ends = parts["ids"], parts["starts"].astype(np.int64), parts["ends"].astype(np.int64)
+        if ids.min() < 0 or ids.max() >= self.engine.tokenizer.vocab_size or not np.isfinite(parts["scales"]).all():
+            raise ValueError("tokens or keys out of range")
+        if starts[0] < 0 or ends[-1] > len(text) or (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
+            raise ValueError("tokens lie outside the text")
+        if (starts > ends).any():
+            raise ValueError("a token ends before it starts")
+        offset, marks = json.loads(parts["marks"].tobytes())
+        marks = tuple(Mark(*mark) for mark in marks)
+        if type(offset) is not int or offset < 0 or not all(_is_mark(mark) for mark in marks):
+            raise ValueError("an offset or mark is none")
+        if not marks or marks[0].start > offset:
+            raise ValueError("the text begins on no page")
+        block = Block(first, ids, starts + offset, ends + offset, text, offset, marks)
+        return block, Keys(torch.from_numpy(parts["codes"]), torch.from_numpy(parts["scales"]))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Copy to ``path``, which is only ever seen whole. Raises BookError where it cannot be written."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            try:
+                with part.open("wb") as target:
+                    self.file.seek(0)
+                    shutil.copyfileobj(self.file, target, 1 << 20)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise BookError(
+                f"{path}: cannot be written ({error.strerror or error}); check the folder and its space"
+            ) from error
+
+    def close(self) -> None:
+        self._archive.close()
+        self.file.close()
+
+
+def _is_mark(mark: Mark) -> bool:
+    page, section = mark.page is None or type(mark.page) is int, mark.section is None or isinstance(mark.section, str)
+    return type(mark.start) is int and page and section
+
+
+def store(source: Source, engine: Engine, name: str, report: Report | None = None) -> StoredSource:
+    """Read a book into a temporary file, which is gone when it is closed, even if the process is killed."""
+    file = tempfile.TemporaryFile(prefix="mamba-esi-")  # noqa: SIM115 - the source that is returned closes it
+    try:
+        write(source, engine, file, report)
+        return StoredSource(file, engine, name)
+    except BaseException:
+        file.close()
+        raise
+
+
+def open_stored(path: str | os.PathLike[str], engine: Engine) -> StoredSource:
+    """Open a saved book. Raises BookError."""
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - the source that is returned closes it
+    except OSError as error:
+        raise BookError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
+    try:
+        return StoredSource(file, engine, os.fspath(path))
+    except BaseException:
+        file.close()
+        raise

@@ -1,0 +1,86 @@
+"""``mamba-esi ask``: answer questions about a book."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mamba_ssm.cli.options import BookArgument, Device, DeviceOption, JsonOption, ModelOption
+from mamba_ssm.cli.output import write
+from mamba_ssm.errors import QuestionError
+
+
+def ask(
+    book: BookArgument,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help='Ask every line of FILE: plain text, or JSON lines with "question".',
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    model: ModelOption = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Windows the model reads. [default: its own number]")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    no_esi: Annotated[
+        bool, typer.Option("--no-esi", help="Read the whole book with the model alone, without search and injection.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 32,
+    passages: Annotated[int, typer.Option(min=0, max=256, help="Passages of evidence to show.")] = 8,
+) -> None:
+    """Answer a question about BOOK, with the passages that the answer comes from."""
+    if (question is None) == (questions is None):
+        raise typer.BadParameter("give either a QUESTION or --questions FILE", param_hint="QUESTION")
+    if question is not None and not question.strip():
+        raise typer.BadParameter("the question is empty", param_hint="QUESTION")
+    asked = [question] if question is not None else read_questions(questions)  # type: ignore[arg-type]
+    from mamba_ssm.book import bar, open_book
+
+    with open_book(book, model, device.value) as opened, bar() as report:
+        answers = opened.ask_each(
+            asked, top_k=top_k, passages=passages, max_new_tokens=max_new_tokens, esi=not no_esi, report=report
+        )
+        first = next(answers, None)  # the book was read when it comes, and the bar must go before it is shown
+        shown = [] if first is None else [first]
+    if not as_json:
+        from mamba_ssm.cli.output import show
+    for answer in (*shown, *answers):
+        if as_json:
+            write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
+        else:
+            show(answer)
+
+
+def read_questions(path: Path) -> list[str]:
+    """The questions of a file, one a line; blank lines are none. Raises QuestionError that names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+    asked = [_question(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not asked:
+        raise QuestionError(f"{path}: no questions in it; write one a line")
+    return asked
+
+
+def _question(line: str, place: str) -> str:
+    if not line.lstrip().startswith("{"):
+        return line.strip()
+    value: Any
+    try:
+        value = json.loads(line)["question"]
+    except (ValueError, KeyError, RecursionError) as error:
+        raise QuestionError(f'{place}: not a JSON object with "question"; mend the line') from error
+    if not isinstance(value, str) or not value.strip():
+        raise QuestionError(f'{place}: "question" must be a string with words in it; mend the line')
+    return value.strip()

@@ -1,0 +1,70 @@
+"""The command ``mamba-esi``. Exit status: 0 done, 1 failed, 2 the command line is wrong, 130 stopped with Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mamba_ssm import __version__
+from mamba_ssm.cli.ask import ask
+from mamba_ssm.cli.doctor import doctor
+from mamba_ssm.cli.read import read
+from mamba_ssm.cli.text import text
+from mamba_ssm.errors import MambaESIError
+
+
+class _Commands(TyperGroup):
+    """Ends every command that fails for a reason that the user can mend with one line, and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MambaESIError as error:
+            print(f"mamba-esi: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Python flushes standard output once more at exit, which would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="mamba-esi",
+    cls=_Commands,
+    help="Read a whole book and answer questions about it, with the passages that the answers come from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mamba-esi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    # A process that is asked to end cleans up as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+for command in (ask, read, text, doctor):
+    app.command()(command)
+
+
+if __name__ == "__main__":
+    app()
