@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_ssm.text import Piece
-from mamba_ssm.text.tokenizer import Encoded, Tokenizer
+from mamba_ssm.text.tokenizer import Tokenizer
 
 ENCODE_CHARS = 16_384  # the tokenizer's own objects take some hundred bytes a token while it works
 
@@ -111,14 +111,15 @@ class _Text:
 def text_blocks(pieces: Iterable[Piece], tokenizer: Tokenizer, size: int) -> Iterator[Block]:
     """Blocks of ``size`` tokens, the last one of 1 to ``size``."""
     text, first = _Text(), 0
-    held = Encoded(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
+    ids, starts, ends = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
     for new in tokenizer.encode_stream(text.take(pieces), ENCODE_CHARS):
-        held = Encoded(*(np.concatenate(pair) for pair in zip(held, new, strict=True)))
-        while len(held.ids) > size:
-            following = int(held.starts[size])
-            covered = text.cut(max(following, int(held.ends[size - 1])), following)
-            yield Block(first, *(part[:size] for part in held), *covered)
-            held = Encoded(*(part[size:] for part in held))
+        ids = np.concatenate([ids, new.ids])
+        starts, ends = np.concatenate([starts, new.starts]), np.concatenate([ends, new.ends])
+        while len(ids) > size:
+            following = int(starts[size])
+            covered = text.cut(max(following, int(ends[size - 1])), following)
+            yield Block(first, ids[:size], starts[:size], ends[:size], *covered)
+            ids, starts, ends = ids[size:], starts[size:], ends[size:]
             first += size
-    if len(held.ids):
-        yield Block(first, *held, *text.cut(text.end, text.end))
+    if len(ids):
+        yield Block(first, ids, starts, ends, *text.cut(text.end, text.end))

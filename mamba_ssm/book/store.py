@@ -1,8 +1,8 @@
 """A book that was read, in one file: the .esi format, version 1.
 
 A zip archive without compression: ``mamba-esi`` (the format's version, first, so that the file tells what it is),
-``blocks/000000`` and on (safetensors, a block each), and ``meta.json``. Nothing in the file is run, and no size in it is
-believed before it is compared.
+``blocks/000000`` and on (safetensors, a block each), and ``meta.json``. Nothing in the file is run, and no size in it
+is believed before it is compared.
 
 Shapes: n tokens of a block, L those rounded up to half windows, R search width.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -32,11 +33,11 @@ from mamba_ssm.errors import BookError
 MAGIC, VERSION, META = "mamba-esi", 1, "meta.json"
 SUFFIX = ".esi"
 META_BYTES = 1 << 16
-BLOCK_TOKENS = 1 << 20
-CHARACTERS_PER_TOKEN = 4096  # far above any vocabulary's longest token
+BLOCK_TOKENS = 1 << 17
+BYTES_PER_TOKEN = 1024  # far above any vocabulary's longest token
 # What the readers of zip, safetensors, JSON and UTF-8 raise for what they dislike, and this module's own checks.
-_DAMAGE = (zipfile.BadZipFile, SafetensorError, NotImplementedError, EOFError, OSError, RuntimeError)
-_DAMAGE += (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, SafetensorError, EOFError, OSError, RuntimeError)
+_DAMAGE += (ValueError, TypeError, KeyError, AttributeError, OverflowError, struct.error)
 _KINDS = {"ids": np.int32, "starts": np.int32, "ends": np.int32, "codes": np.int8, "scales": np.float16}
 _KINDS |= {"text": np.uint8, "marks": np.uint8}
 
@@ -64,8 +65,6 @@ def write(source: Source, engine: Engine, file: BinaryIO, report: Report | None 
         assert source.info is not None
         meta = {
             "fingerprint": engine.fingerprint,
-            "model": engine.name,
-            "width": engine.width,
             "block_tokens": engine.block_tokens,
             "blocks": count,
             "book": asdict(source.info),
@@ -106,15 +105,7 @@ class StoredSource:
                 raise BookError(f"{name}: saved by another version of mamba-esi; read the book again")
             self.info: BookInfo | None = BookInfo(**meta["book"])
             self._check_meta(meta, self.info)
-        except (
-            zipfile.BadZipFile,
-            NotImplementedError,
-            ValueError,
-            TypeError,
-            KeyError,
-            RecursionError,
-            EOFError,
-        ) as error:
+        except _DAMAGE as error:
             raise self._damaged() from error
         if meta["fingerprint"] != engine.fingerprint:
             raise BookError(
@@ -126,11 +117,8 @@ class StoredSource:
 
     def _member(self, name: str, limit: int) -> bytes:
         info = self._archive.getinfo(name)
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.flag_bits & 1
-            or not info.file_size == info.compress_size <= limit
-        ):
+        plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+        if not plain or not info.file_size == info.compress_size <= limit:
             raise ValueError(f"{name} is not stored plainly")
         return self._archive.read(info)
 
@@ -139,6 +127,8 @@ class StoredSource:
         counts = (tokens, info.characters, size, meta["blocks"])
         if not all(type(count) is int and count > 0 for count in counts) or size > BLOCK_TOKENS:
             raise ValueError("sizes out of range")
+        if size % self.engine.config.stride:
+            raise ValueError("blocks must begin where windows do")
         if not (isinstance(info.path, str) and isinstance(info.sha256, str)):
             raise TypeError("path and sha256 must be strings")
         if meta["blocks"] != -(-tokens // size) or len(self._archive.infolist()) != meta["blocks"] + 2:
@@ -171,7 +161,7 @@ class StoredSource:
         first, width = number * self._size, self.engine.width
         n = min(self._size, self.info.tokens - first)
         rows = half_windows(n, self.engine.config.stride)
-        parts = load(self._member(_name(number), (n + rows) * (width + CHARACTERS_PER_TOKEN) + META_BYTES))
+        parts = load(self._member(_name(number), (n + rows) * (width + BYTES_PER_TOKEN) + META_BYTES))
         shapes = {"ids": (n,), "starts": (n,), "ends": (n,), "codes": (rows, width), "scales": (rows,)}
         if set(parts) != set(_KINDS) or any(parts[name].dtype != kind for name, kind in _KINDS.items()):
             raise ValueError("the parts of a block are others")
@@ -189,8 +179,8 @@ class StoredSource:
         marks = tuple(Mark(*mark) for mark in marks)
         if type(offset) is not int or offset < 0 or not all(_is_mark(mark) for mark in marks):
             raise ValueError("an offset or mark is none")
-        if not marks or marks[0].start > offset:
-            raise ValueError("the text begins on no page")
+        if not marks or marks[0].start > offset or sorted(marks, key=_start) != list(marks):
+            raise ValueError("the marks of pages are out of order")
         block = Block(first, ids, starts + offset, ends + offset, text, offset, marks)
         return block, Keys(torch.from_numpy(parts["codes"]), torch.from_numpy(parts["scales"]))
 
@@ -207,13 +197,16 @@ class StoredSource:
             finally:
                 part.unlink(missing_ok=True)
         except OSError as error:
-            raise BookError(
-                f"{path}: cannot be written ({error.strerror or error}); check the folder and its space"
-            ) from error
+            why = error.strerror or error
+            raise BookError(f"{path}: cannot be written ({why}); check the folder and its space") from error
 
     def close(self) -> None:
         self._archive.close()
         self.file.close()
+
+
+def _start(mark: Mark) -> int:
+    return mark.start
 
 
 def _is_mark(mark: Mark) -> bool:

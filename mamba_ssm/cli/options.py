@@ -18,6 +18,17 @@ BookArgument = Annotated[
     str,
     typer.Argument(metavar="BOOK", help="A .txt, .md, .html, .pdf, .epub file, or one that `read` wrote."),
 ]
+
+
+def _is_original(path: str) -> str:
+    if path.lower().endswith(".esi"):
+        raise typer.BadParameter("this book was read already: give the book itself")
+    return path
+
+
+OriginalArgument = Annotated[
+    str, typer.Argument(metavar="BOOK", help="A .txt, .md, .html, .pdf or .epub file.", callback=_is_original)
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(

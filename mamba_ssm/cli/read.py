@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from mamba_ssm.cli.options import BookArgument, Device, DeviceOption, ModelOption
+from mamba_ssm.cli.options import Device, DeviceOption, ModelOption, OriginalArgument
 
 
 def read(
-    book: BookArgument,
+    book: OriginalArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.esi", help="Where to keep what was read.")],
     model: ModelOption = None,
     device: DeviceOption = Device.auto,

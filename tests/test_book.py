@@ -1,0 +1,343 @@
+"""Reading books and asking them, from Python."""
+
+import contextlib
+import gc
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mamba_ssm
+from mamba_ssm.book import Engine, open_book
+from mamba_ssm.book.blocks import text_blocks
+from mamba_ssm.book.find import Finder
+from mamba_ssm.book.source import FileSource
+from mamba_ssm.errors import BookError, CheckpointError, QuestionError
+from mamba_ssm.text import Piece
+
+QUESTION = "Who planted 42 trees near Zürich in chapter 6?"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    return Engine.load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def saved(engine, book_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "garden.esi"
+    with mamba_ssm.read(book_path, engine, progress=False) as book:
+        book.save(path)
+    return path
+
+
+def said(answer):
+    """All of an answer but the time that it took."""
+    return {key: value for key, value in answer.to_dict().items() if key != "seconds"}
+
+
+def test_answer_and_evidence_are_slices_of_the_book(engine, book_path, book_text):
+    answer = open_book(book_path, engine).ask(QUESTION)
+    assert answer.text
+    assert answer.text == book_text[answer.start : answer.end]
+    assert 0 < answer.confidence <= 1
+    assert len(answer.evidence) == 8
+    for passage in answer.evidence:
+        assert passage.text == book_text[passage.start : passage.end] == passage.text.strip()
+        # 64 tokens; at either end a character of which the window held a part counts whole.
+        assert len(engine.tokenizer.encode(passage.text).ids) <= 64 + 6
+        chapter = book_text[: passage.start + 1].count("# Chapter")
+        assert passage.section == f"Chapter {chapter}"
+    scores = [passage.score for passage in answer.evidence]
+    assert scores == sorted(scores, reverse=True)
+    assert answer.book.characters == len(book_text)
+    assert answer.book.tokens == len(engine.tokenizer.encode(book_text).ids)
+
+
+def test_search_agrees_with_scoring_every_window(engine, book_path, book_text):
+    """Keys of the whole text in one call, windows by a loop: nothing is shared with the streaming search."""
+    from mamba_ssm.esi.module import segments
+
+    question = engine.question(QUESTION)
+    ids = torch.from_numpy(engine.tokenizer.encode(book_text).ids.astype(np.int64))
+    n = len(ids)
+    rows = segments(torch.nn.functional.pad(ids, (0, -n % engine.config.block)), engine.config)
+    with torch.no_grad():
+        keys = engine.searcher.segment_keys(rows).flatten(0, 1)[:n]
+        matches = question.query.vectors[0] @ keys.T
+    scores = [
+        (float((question.query.weights[0] * matches[:, start : start + 64].amax(1)).sum()), start)
+        for start in range(0, n - 32, 32)
+    ]
+    finder = Finder([question.query], 5, engine.config)
+    for block, block_keys in FileSource(book_path, engine).blocks():
+        finder.push(block, block_keys.values(engine.device))
+    found = [(score, window.first) for window, score in finder.found()[0]]
+    best = sorted(scores, reverse=True)[:5]
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in best], abs=0.05)
+    assert len({start for _, start in found} & {start for _, start in best}) >= 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(segments=st.integers(1, 40), length=st.integers(1, 3000))
+def test_block_size_changes_nothing(engine, book_text, tmp_path_factory, segments, length):
+    path = tmp_path_factory.mktemp("part") / "part.txt"
+    path.write_text("x" + book_text[:length], encoding="utf-8")
+
+    class Blocks(Engine):
+        block_tokens = segments * engine.config.block
+
+    other = Blocks(engine.model, engine.tokenizer, engine.name)
+    whole, parts = open_book(path, engine).ask(QUESTION), open_book(path, other).ask(QUESTION)
+    assert parts.confidence == pytest.approx(whole.confidence, rel=1e-3)
+    assert [p.score for p in parts.evidence] == pytest.approx([p.score for p in whole.evidence], abs=1e-3)
+    assert (parts.text, parts.start, parts.book) == (whole.text, whole.start, whole.book)
+    assert {(p.text, p.start, p.section) for p in parts.evidence} == {
+        (p.text, p.start, p.section) for p in whole.evidence
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.text(alphabet="ab \n.é🌱漢", min_size=1, max_size=30), min_size=1, max_size=12),
+    size=st.integers(1, 9),
+)
+def test_blocks_cover_the_text(engine, texts, size):
+    pieces = [Piece(text, page=i + 1) for i, text in enumerate(texts)]
+    page_of = [i + 1 for i, text in enumerate(texts) for _ in text]
+    whole = "".join(texts)
+    encoded = engine.tokenizer.encode(whole)
+    blocks = list(text_blocks(pieces, engine.tokenizer, size))
+    assert np.array_equal(np.concatenate([block.ids for block in blocks]), encoded.ids)
+    assert np.array_equal(np.concatenate([block.starts for block in blocks]), encoded.starts)
+    joined = blocks[0]
+    for number, block in enumerate(blocks):
+        assert block.text == whole[block.offset : block.offset + len(block.text)]
+        assert block.first == number * size
+        if number:
+            joined = block.after(joined.tail(3))
+        for start, end in zip(joined.starts.tolist(), joined.ends.tolist(), strict=True):
+            assert joined.text[start - joined.offset : end - joined.offset] == whole[start:end]
+            assert joined.mark(start).page == page_of[start]
+    assert blocks[-1].offset + len(blocks[-1].text) == len(whole)
+
+
+@pytest.mark.parametrize("text", ["a", "Trees.", "One two three four five six seven eight nine ten. " * 5])
+def test_a_text_shorter_than_a_window(engine, tmp_path, text):
+    path = tmp_path / "short.txt"
+    path.write_text(text)
+    answer = open_book(path, engine).ask("What?")
+    assert answer.evidence[0].start == 0
+    assert answer.text
+    assert answer.text in text
+    assert all(passage.text == text[passage.start : passage.end] for passage in answer.evidence)
+
+
+def test_evidence_never_starts_beyond_the_text(engine, tmp_path):
+    """A text that ends soon after a segment: what is padded must not be found, however well it scores."""
+    path = tmp_path / "padded.txt"
+    path.write_text("word " * 200)
+    n = engine.tokenizer.encode("word " * 200).ids.size
+    finder = Finder([engine.question("word").query], 50, engine.config)
+    for block, keys in FileSource(path, engine).blocks():
+        finder.push(block, keys.values(engine.device))
+    starts = [window.first for window, _ in finder.found()[0]]
+    assert sorted(starts) == list(range(0, max(starts) + 1, 32))
+    assert max(starts) < n
+    assert max(starts) + 64 >= n
+
+
+@pytest.mark.parametrize("options", [{}, {"esi": False, "max_new_tokens": 3}, {"top_k": 2, "passages": 3}])
+def test_saved_and_streamed_answers_are_the_same(engine, book_path, saved, options):
+    questions = [QUESTION, "chapter?", "Where did gardener number 7 plant trees? " * 5]
+    streamed = open_book(book_path, engine).ask_all(questions, **options)
+    with mamba_ssm.load_book(saved, engine) as book:
+        loaded = book.ask_all(questions, **options)
+        alone = [book.ask(question, **options) for question in questions]
+    assert [said(a) for a in loaded] == [said(a) for a in streamed] == [said(a) for a in alone]
+    assert [answer.question for answer in loaded] == questions
+
+
+def test_many_questions_at_once(engine, saved):
+    questions = [f"Who planted tree {n}?" + " why" * n for n in range(40)]
+    with mamba_ssm.load_book(saved, engine) as book:
+        together = book.ask_all(questions)
+        assert [answer.question for answer in together] == questions
+        for number in (0, 17, 39):
+            assert said(together[number]) == said(book.ask(questions[number]))
+
+
+def test_without_esi_the_model_reads_alone(engine, book_path):
+    answer = open_book(book_path, engine).ask(QUESTION, esi=False, max_new_tokens=5)
+    assert answer.evidence == []
+    assert answer.start is None
+    assert 0 <= answer.confidence <= 1
+
+
+def test_a_checkpoint_without_esi_weights(plain_model, book_path, book_text):
+    answer = open_book(book_path, plain_model).ask("How many trees did gardener number 33 plant?", max_new_tokens=4)
+    assert len(answer.evidence) == 8
+    assert all(passage.text == book_text[passage.start : passage.end] for passage in answer.evidence)
+    scores = [passage.score for passage in answer.evidence]
+    assert scores == sorted(scores, reverse=True)
+    assert 0 <= answer.confidence <= 1
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "word " * 2000])
+def test_questions_that_cannot_be_asked(engine, book_path, question):
+    with pytest.raises(QuestionError):
+        open_book(book_path, engine).ask(question)
+
+
+def test_no_file_is_left_behind(engine, book_path, tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    book = mamba_ssm.read(book_path, engine, progress=False)
+    book.save(tmp_path / "a.esi")
+    del book
+    gc.collect()
+    with pytest.raises(BookError, match="cannot be written"):
+        mamba_ssm.load_book(tmp_path / "a.esi", engine).save(tmp_path / "nowhere" / "b.esi")
+    damaged = tmp_path / "damaged.txt"
+    damaged.write_bytes(b"")
+    with pytest.raises(BookError):
+        mamba_ssm.read(damaged, engine, progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["a.esi", "damaged.txt", "tmp"]
+    assert os.listdir(temporary) == []
+
+
+def test_another_model_cannot_use_the_keys(saved, other_model):
+    with pytest.raises(BookError, match="another model"):
+        mamba_ssm.load_book(saved, other_model)
+
+
+def rewritten(saved, changes):
+    """The bytes of a saved book with some members changed, or dropped where the change is None."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            change = changes.get(name, lambda data: data)
+            if change is not None:
+                new.writestr(name, change(old.read(name)))
+    return out.getvalue()
+
+
+def meta(**changes):
+    def change(data):
+        values = json.loads(data)
+        values["book"] |= {k: v for k, v in changes.items() if k in values["book"]}
+        values |= {k: v for k, v in changes.items() if k not in values["book"]}
+        return json.dumps(values).encode()
+
+    return {"meta.json": change}
+
+
+def block(**changes):
+    def change(data):
+        from safetensors.numpy import load, save
+
+        parts = load(data)
+        parts |= {name: new(parts[name]) for name, new in changes.items()}
+        return save({name: np.ascontiguousarray(part) for name, part in parts.items()})
+
+    return {"blocks/000000": change}
+
+
+def marks(value):
+    return lambda old: np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        meta(tokens=10**12),
+        meta(tokens=0),
+        meta(tokens="many"),
+        meta(tokens=True),
+        meta(blocks=10**9),
+        meta(block_tokens=10**9),
+        meta(block_tokens=100),
+        meta(characters=3),
+        meta(sha256=None),
+        {"meta.json": lambda data: b"[" * 100_000},
+        {"meta.json": lambda data: b"[]"},
+        {"meta.json": lambda data: data + b" " * 100_000},
+        {"meta.json": None},
+        {"mamba-esi": lambda data: b"99"},
+        {"blocks/000000": None},
+        {"blocks/000000": lambda data: data[: len(data) // 2]},
+        {"blocks/000000": lambda data: b"\xff" * 64},
+        {"blocks/000000": lambda data: (2**62).to_bytes(8, "little") + data[8:]},
+        block(ids=lambda ids: ids * 0 - 1),
+        block(ids=lambda ids: ids + 10**6),
+        block(ids=lambda ids: ids[:-1]),
+        block(ids=lambda ids: ids.astype(np.float32)),
+        block(codes=lambda codes: codes[:, :-1]),
+        block(scales=lambda scales: scales * np.float16("nan")),
+        block(starts=lambda starts: starts - 5),
+        block(starts=lambda starts: starts[::-1]),
+        block(ends=lambda ends: ends + 10**6),
+        block(ends=lambda ends: ends * 0),
+        block(text=lambda text: text[:100]),
+        block(text=lambda text: text * 0 + 255),
+        block(marks=marks([0, []])),
+        block(marks=marks([0, [[5, None, None]]])),
+        block(marks=marks([0, [[0, None, None], [900, 1, "a"], [4, 1, "a"]]])),
+        block(marks=marks([0, [[0, "1", None]]])),
+        block(marks=marks([0, [[0, 1]]])),
+        block(marks=marks([7, [[0, None, None]]])),
+        block(marks=marks({"a": 1})),
+    ],
+)
+def test_a_saved_book_that_lies(engine, saved, tmp_path, changes):
+    path = tmp_path / "bad.esi"
+    path.write_bytes(rewritten(saved, changes))
+    with pytest.raises(BookError, match=r"read the book again") as caught:
+        mamba_ssm.load_book(path, engine).ask("Who?")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no zip at all", None])
+def test_a_saved_book_that_is_none(engine, saved, tmp_path, data):
+    path = tmp_path / "bad.esi"
+    path.write_bytes(saved.read_bytes()[:-100] if data is None else data)
+    with pytest.raises(BookError, match="damaged"):
+        mamba_ssm.load_book(path, engine)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_saved_book_with_flipped_bytes(engine, saved, tmp_path_factory, data):
+    """Either it is found out, or an answer comes all the same; nothing else may happen."""
+    content = bytearray(saved.read_bytes())
+    tail = st.integers(len(content) - 1500, len(content) - 1)
+    for place in data.draw(st.lists(st.one_of(tail, st.integers(0, len(content) - 1)), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("flipped") / "bad.esi"
+    path.write_bytes(content)
+    with contextlib.suppress(BookError):
+        mamba_ssm.load_book(path, engine).ask("Who?")
+
+
+def test_a_compressed_book_is_refused(engine, saved, tmp_path):
+    path = tmp_path / "bomb.esi"
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(BookError, match="damaged"):
+        mamba_ssm.load_book(path, engine)
+
+
+def test_models_that_cannot_be_loaded(tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError):
+        Engine.load(tmp_path)
+    monkeypatch.setattr("mamba_ssm.book.engine.DEFAULT_MODEL", tmp_path)
+    with pytest.raises(CheckpointError, match="--model"):
+        Engine.load()
