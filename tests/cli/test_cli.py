@@ -96,7 +96,7 @@ def test_what_people_see(book_path, tiny_model):
 
 def test_a_book_cannot_steer_the_terminal(tmp_path, tiny_model):
     path = tmp_path / "escape.txt"
-    path.write_text("The gardener \x1b[31mwrote\x1b]0;title\x07 in red.\n" * 3)
+    path.write_text("The gardener \x1b[31mwrote\x1b]0;title\x07 in red. " + "Then all was quiet again. " * 10)
     result = run("ask", path, "What did the gardener write?", "--model", tiny_model)
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout
@@ -156,7 +156,6 @@ def test_a_wrong_command_line(book_path, arguments):
         ("blank.txt", b" \n ", "white space"),
         ("noise.bin", random.Random(0).randbytes(5000), "binary"),
         ("broken.pdf", b"%PDF-1.7 nothing", "PDF"),
-        ("broken.esi", b"PK\x03\x04 nothing", "read the book again"),
     ],
 )
 @pytest.mark.parametrize("command", ["ask", "text", "read"])
@@ -164,8 +163,6 @@ def test_a_book_that_cannot_be_read(tmp_path, tiny_model, command, name, content
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    if command != "ask" and name.endswith(".esi"):
-        pytest.skip("a wrong command line, tested above")
     model = ["--model", tiny_model]
     arguments = {"ask": [path, "Why?", *model], "text": [path], "read": [path, "-o", tmp_path / "out.esi", *model]}
     assert says in one_line_error(run(command, *arguments[command]))
@@ -179,7 +176,9 @@ def test_questions_that_cannot_be_read(book_path, tiny_model, tmp_path, content)
     one_line_error(run("ask", book_path, "--questions", path, "--model", tiny_model))
 
 
-def test_models_that_cannot_be_used(book_path, saved, other_model, tmp_path):
+def test_models_and_saved_books_that_cannot_be_used(book_path, saved, other_model, tmp_path):
+    (tmp_path / "broken.esi").write_bytes(saved.read_bytes()[:5000])
+    assert "read the book again" in one_line_error(run("ask", tmp_path / "broken.esi", "Why?", "--model", other_model))
     assert "no checkpoint" in one_line_error(run("ask", book_path, "Why?", "--model", tmp_path))
     assert "another model" in one_line_error(run("ask", saved, "Why?", "--model", other_model))
 
