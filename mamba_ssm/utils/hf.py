@@ -44,6 +44,7 @@ def load_state_dict_hf(
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(_read_weights(file))
+    tensors = _dequantise(tensors, path)
     if "backbone.embeddings.weight" in tensors:  # the one key that transformers names differently
         tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
     return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for k, v in tensors.items()}
@@ -140,6 +141,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged ({str(error).partition(chr(10))[0]}): download it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(f"{path} is not a table of tensors: save model.state_dict() alone")
+    return tensors
+
+
+def _dequantise(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """NAME.int8 (rows, columns) times NAME.scale (rows, 1) is NAME: how the model that this package ships is packed."""
+    packed = [key.removesuffix(".int8") for key in tensors if key.endswith(".int8")]
+    for name in packed:
+        values, scale = tensors.pop(f"{name}.int8"), tensors.pop(f"{name}.scale", None)
+        if scale is None or scale.shape != (*values.shape[:1], 1) or values.dtype != torch.int8:
+            raise CheckpointError(f"{path}: {name}.int8 has no fitting {name}.scale: download it again")
+        tensors[name] = values.float() * scale.float()
     return tensors
 
 

@@ -1,0 +1,43 @@
+"""Pack a trained model for shipping: its largest table in 8 bits with a scale a row, all else in 16, no file over 15 MB.
+
+    python scripts/pack_model.py data/run/model mamba_ssm/weights/default
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+TABLE = "backbone.embedding.weight"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    model = MambaLMHeadModel.from_pretrained(args.model)
+    weights = {k: v.detach() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    table = weights.pop(TABLE)
+    scale = table.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+    shards = {
+        "model-00001-of-00002.safetensors": {f"{TABLE}.int8": (table / scale).round().to(torch.int8), f"{TABLE}.scale": scale},
+        "model-00002-of-00002.safetensors": {k: v.half().contiguous() for k, v in weights.items()},
+    }
+    for name, tensors in shards.items():
+        save_file(tensors, args.out / name, metadata={"format": "pt"})
+        print(name, (args.out / name).stat().st_size)
+    where = {key: name for name, tensors in shards.items() for key in tensors}
+    index = {"metadata": {}, "weight_map": where}
+    (args.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    (args.out / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
