@@ -1,6 +1,6 @@
 """Turn the fetched data into the token arrays that training reads.
 
-    python scripts/prepare_data.py --data data --out data/prepared
+python scripts/prepare_data.py --data data --out data/prepared
 """
 
 from __future__ import annotations

@@ -56,13 +56,15 @@ def read_batches(examples, mined, rng, args, device):
         rows = torch.from_numpy(rng.choice(len(questions), args.batch, replace=False))
         starts_all, scores_all = mined[int(rng.integers(len(mined)))]
         starts, scores = starts_all[rows], scores_all[rows]
-        # Drop some windows at random, so that the reader does not learn the ranks by heart, and see further down the list.
+        # Drop some windows at random, so that the reader does not learn the ranks by heart, and sees more.
         noise = torch.rand(starts.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31)))) < args.drop
         order = (noise.int() * 1000 + torch.arange(starts.shape[1])).argsort(1)[:, :k]
         starts, scores = starts.gather(1, order), scores.gather(1, order)
         g = gold[rows]
         # Where the search missed, half of the time the last window becomes one that holds the answer.
-        missed = ~((starts[..., None] <= g[:, None, :, 0]) & (g[:, None, :, 1] < starts[..., None] + window)).any(-1).any(1)
+        missed = ~((starts[..., None] <= g[:, None, :, 0]) & (g[:, None, :, 1] < starts[..., None] + window)).any(
+            -1
+        ).any(1)
         fix = missed & torch.from_numpy(rng.random(len(rows)) < 0.5)
         room = (window - (g[:, 0, 1] - g[:, 0, 0] + 1)).clamp(min=0)
         start = (g[:, 0, 0] - (torch.from_numpy(rng.random(len(rows))) * (room + 1)).long()).clamp(min=0)
@@ -87,11 +89,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/run"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    for name, value in dict(
-        d_model=256, n_layer=6, n_enc=1, n_read=3, d_state=8, search_steps=700, read_steps=4000, crops=12, crop_tokens=4032,
-        questions=256, batch=96, k=8, shelf=40, search_lr=1e-3, read_lr=1e-3, table_scale=4.0, idf_power=1.0, enc_slow=0.5,
-        table_slow=0.1, drop=0.15, joint=1, decay=0.01, lm=0.3, context_init=0.0, word_dropout=0.1, plain_rows=16,
-    ).items():
+    for name, value in {
+        "d_model": 256,
+        "n_layer": 6,
+        "n_enc": 1,
+        "n_read": 3,
+        "d_state": 8,
+        "search_steps": 700,
+        "read_steps": 4000,
+        "crops": 12,
+        "crop_tokens": 4032,
+        "questions": 256,
+        "batch": 96,
+        "k": 8,
+        "shelf": 40,
+        "search_lr": 1e-3,
+        "read_lr": 1e-3,
+        "table_scale": 4.0,
+        "idf_power": 1.0,
+        "enc_slow": 0.5,
+        "table_slow": 0.1,
+        "drop": 0.15,
+        "joint": 1,
+        "decay": 0.01,
+        "lm": 0.3,
+        "context_init": 0.0,
+        "word_dropout": 0.1,
+        "plain_rows": 16,
+    }.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--start", type=Path, help="a folder with a model whose search is trained")
     args = parser.parse_args()
@@ -135,8 +160,13 @@ def main() -> None:
     if not args.start:
         slow = {"backbone.embedding": args.table_slow, "backbone.layers": args.enc_slow, "esi.search.prior": 1.0}
         train(
-            model, lambda _: {"search": search_loss(model, to_device(next(searching)))}, args.search_steps, args.search_lr,
-            args.decay, slow=slow, log=log,
+            model,
+            lambda _: {"search": search_loss(model, to_device(next(searching)))},
+            args.search_steps,
+            args.search_lr,
+            args.decay,
+            slow=slow,
+            log=log,
         )
         report("search", False)
         model.save_pretrained(args.out / "search")
@@ -165,7 +195,12 @@ def main() -> None:
             return parts
 
         s = args.enc_slow if args.joint else 0.0
-        slow = {"backbone.embedding": args.table_slow * s, "esi.search": s, **{f"backbone.layers.{i}.": s for i in range(args.n_enc)}}
+        slow = {
+            "backbone.embedding": args.table_slow * s,
+            "esi.search": s,
+            **{f"backbone.layers.{i}.": s for i in range(args.n_enc)},
+        }
+
         def checkpoint(step: int) -> None:
             if step and step % 1000 == 0:
                 model.save_pretrained(args.out / "model")

@@ -12,7 +12,7 @@ from mamba_ssm.errors import CheckpointError
 class ESIConfig:
     """Sizes that a checkpoint fixes. Lengths are in tokens.
 
-    A text is encoded in segments of ``segment`` tokens, each from a zero state; the first ``warmup`` tokens of a segment are
+    A text is encoded in segments of ``segment`` tokens, each from a zero state; a segment's first ``warmup`` tokens are
     the last of the segment before, and give no keys. Windows of ``window`` tokens start every ``window // 2`` tokens.
     """
 
@@ -31,11 +31,13 @@ class ESIConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or not 0 < value <= 65536:
-                raise CheckpointError(f"esi.{name} is {value!r}; it must be a whole number from 1 to 65536: mend config.json")
+                raise CheckpointError(
+                    f"esi.{name} is {value!r}; it must be a whole number from 1 to 65536: mend config.json"
+                )
         if self.window % 2 or self.block % self.stride or self.d_read % self.n_heads:
             raise CheckpointError(
-                "esi.window must be even, esi.segment - esi.warmup a positive multiple of half a window, and esi.d_read a "
-                "multiple of esi.n_heads: mend config.json"
+                "esi.window must be even, esi.segment - esi.warmup a positive multiple of half a window, and "
+                "esi.d_read a multiple of esi.n_heads: mend config.json"
             )
 
     @property
@@ -52,5 +54,7 @@ class ESIConfig:
     def from_dict(cls, values: dict[str, Any]) -> ESIConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise CheckpointError(f"unknown ESI settings {', '.join(unknown)}: was config.json written by a newer mamba-esi?")
+            raise CheckpointError(
+                f"unknown ESI settings {', '.join(unknown)}: was config.json written by a newer mamba-esi?"
+            )
         return cls(**values)

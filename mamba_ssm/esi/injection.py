@@ -15,9 +15,10 @@ MAX_POINTER = 30.0
 
 
 class Injection(nn.Module):
-    """x_t + gate * W_o sum_c softmax_c(S_c + s_{t,c}) attend_c(x_t), with s_{t,c} = logsumexp of the attention logits in window c.
+    """x_t + gate * W_o sum_c softmax_c(S_c + s_{t,c}) attend_c(x_t).
 
-    That product of two softmaxes is one softmax over all retrieved tokens with the window's score as a bias, and is computed so.
+    s_{t,c} is the logsumexp of the attention logits in window c. That product of two softmaxes is one softmax over all
+    retrieved tokens with the window's score as a bias, and is computed so.
     Both gates start at zero: a model that was not trained with ESI keeps its output to the bit.
     """
 

@@ -23,7 +23,7 @@ STREAM = "esi"
 
 
 class ESIMixin:
-    """For a model with ``backbone``, ``lm_head`` and ``esi``, which is None in a checkpoint that was never trained with ESI."""
+    """For a model with ``backbone``, ``lm_head`` and ``esi``, None in a checkpoint that was never trained with ESI."""
 
     backbone: Any
     lm_head: nn.Module
@@ -53,7 +53,7 @@ class ESIMixin:
     def forward_injected(
         self, input_ids: Tensor, runs: list[tuple[slice, Memory | None]], num_last_tokens: int = 0, **kwargs: Any
     ) -> Tensor:
-        """input_ids (B, L) -> logits, each run of positions injected with the windows that it may see, and free to copy from them."""
+        """input_ids (B, L) -> logits, each run of positions injected with, and free to copy from, its windows."""
         if self.esi is None:
             hidden = self.backbone(input_ids, **kwargs)
             return self.lm_head(hidden[:, -num_last_tokens:])

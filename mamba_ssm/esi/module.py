@@ -1,4 +1,4 @@
-"""ESI's parameters beside a Mamba backbone, and the two ways to search: trained, and with a checkpoint's own embeddings.
+"""ESI's parameters beside a Mamba backbone, and two ways to search: trained, and with a checkpoint's own embeddings.
 
 Shapes: B batch, M question tokens, S segments, K windows, W tokens of a window, D model width, R search width.
 """
@@ -53,12 +53,12 @@ class Searcher(Protocol):
         ...
 
     def read(self, question: Question, window_ids: Tensor, scores: Tensor) -> Memory | None:
-        """Read window_ids (B, K, W), found with scores (B, K), beside the question; None if there is no trained reader."""
+        """Read window_ids (B, K, W), found with scores (B, K), beside the question; None without a trained reader."""
         ...
 
 
 class TrainedSearcher:
-    """Search and reading with ESI's weights. ``encode``: ids (B, L) -> (B, L, D), the first n_enc layers from a zero state."""
+    """Search and reading with ESI's weights. ``encode``: ids (B, L) -> (B, L, D), n_enc layers from a zero state."""
 
     def __init__(self, esi: ESI, encode: Callable[[Tensor], Tensor]) -> None:
         self.esi, self.encode, self.config = esi, encode, esi.config
@@ -94,7 +94,7 @@ class EmbeddingSearcher:
 
 
 def pad_question(ids: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """Pad (B, M) on the right with PAD to a multiple, so that a batch and a single question are read alike -> ids, mask."""
+    """Pad (B, M) with PAD to a multiple, so that a batch and a single question are read alike -> ids, mask."""
     if not (ids != PAD).any(-1).all():
         raise ValueError("a question has no tokens")
     ids = F.pad(ids, (0, -ids.shape[1] % multiple), value=PAD)

@@ -81,15 +81,15 @@ class WindowReader(nn.Module):
         self.score_weight = nn.Parameter(torch.tensor([0.3, 0.3]))
         self.no_answer = nn.Parameter(torch.zeros(2))
 
-    def forward(
-        self, question: Question, windows: Tensor, window_ids: Tensor, keys: Tensor, scores: Tensor
-    ) -> Memory:
+    def forward(self, question: Question, windows: Tensor, window_ids: Tensor, keys: Tensor, scores: Tensor) -> Memory:
         """windows (B, K, W, D) of window_ids (B, K, W), their keys (B, K, W, R) and scores (B, K) -> Memory."""
         query, mask = question.query, question.mask
         B, K, W = window_ids.shape
         same = (window_ids[..., None] == question.ids[:, None, None]) & mask[:, None, None]
         share = (query.weights / query.weights.sum(-1, keepdim=True))[:, None, None]
-        near = torch.einsum("bkwr,bmr->bkwm", keys, query.vectors.to(keys.dtype)).masked_fill(~mask[:, None, None], -1.0)
+        near = torch.einsum("bkwr,bmr->bkwm", keys, query.vectors.to(keys.dtype)).masked_fill(
+            ~mask[:, None, None], -1.0
+        )
         features = torch.stack(
             [
                 same.any(-1).float(),
@@ -108,7 +108,7 @@ class WindowReader(nn.Module):
         return Memory(window_ids, self.norm(x[:, -W:]).unflatten(0, (B, K)), scores)
 
     def span_logits(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Logits of the answer's first and of its last token over all retrieved tokens and, last, 'no answer here': two (B, K * W + 1)."""
+        """Logits of the answer's first and of its last token: two (B, K * W + 1), the last place 'no answer here'."""
         logits = self.span(memory.states).float() + (memory.scores[..., None] * self.score_weight)[:, :, None]
         logits = logits.masked_fill((memory.ids == PAD)[..., None], float("-inf"))
         empty = self.no_answer.expand(len(logits), 1, 2).float()

@@ -27,8 +27,8 @@ class Search(nn.Module):
     """Late interaction between a question and a text with a learned weight for each question token.
 
     S_c = 1/tau * sum_j omega_j * max_{i in c} q_j . k_i, as ColBERT's MaxSim (Khattab & Zaharia 2020, arXiv 2004.12832)
-    with omega = softmax_j(u . h_j + log-prior of the token). The two projections start equal, so that a word of the question
-    matches itself in the text before any training.
+    with omega = softmax_j(u . h_j + log-prior of the token). The two projections start equal, so that a word of the
+    question matches itself in the text before any training.
     """
 
     def __init__(self, d_model: int, d_search: int, vocab_size: int) -> None:
@@ -65,8 +65,9 @@ class Search(nn.Module):
 class EmbeddingSearch:
     """Search with a checkpoint's own token embeddings, for checkpoints that were never trained to search.
 
-    Keys are embeddings (V, D) less their mean, at unit length. A token's weight is its inverse document frequency by Zipf's law:
-    byte-pair vocabularies are ordered by frequency, and the token of rank r has a share of about 1/r, so idf ~ log(r).
+    Keys are embeddings (V, D) less their mean, at unit length. A token's weight is its inverse document frequency by
+    Zipf's law: byte-pair vocabularies are ordered by frequency, and the token of rank r has a share of about 1/r, so
+    idf ~ log(r).
     """
 
     SCALE = 20.0
@@ -102,8 +103,8 @@ def window_scores(query: Query, maxima: Tensor) -> Tensor:
 class TopK:
     """The k best windows of a stream, in memory that does not grow with it.
 
-    ``scores`` (B, K) and ``starts`` (B, K) hold the windows' scores and first tokens, best first; unused places have the score
-    -inf and the start -1.
+    ``scores`` (B, K) and ``starts`` (B, K) hold the windows' scores and first tokens, best first; unused places have
+    the score -inf and the start -1.
     """
 
     def __init__(self, batch: int, k: int, device: torch.device | str = "cpu") -> None:
@@ -135,9 +136,9 @@ class StreamingSearch:
         self._last_half: Tensor | None = None
 
     def push(self, keys: Tensor) -> Tensor:
-        """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own; L is a multiple of ``stride``.
+        """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 
-        Returns what `TopK.merge` returns: where each window that is now kept came from.
+        L is a multiple of ``stride``. Returns what `TopK.merge` returns: where each window that is now kept came from.
         """
         halves = half_window_maxima(self.query, keys, self.stride)
         first = self.position

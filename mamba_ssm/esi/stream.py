@@ -25,10 +25,10 @@ class Hits:
 
 
 class ESIStream:
-    """What ESI remembers while a model reads a text: the unfinished block, and the k best windows. Its size does not grow.
+    """What ESI remembers while a model reads a text: the unfinished block and the k best windows. It does not grow.
 
-    Whole, chunked and token by token agree, for a position sees the windows that end before its block begins, however the
-    text was cut into calls.
+    Whole, chunked and token by token agree, for a position sees the windows that end before its block begins, however
+    the text was cut into calls.
     """
 
     def __init__(self, searcher: Searcher, question_ids: Tensor) -> None:

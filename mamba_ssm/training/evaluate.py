@@ -17,7 +17,7 @@ from mamba_ssm.training.retrieval import gold_windows, search_book
 
 
 def mine(model: MambaLMHeadModel, examples: Examples, articles_per_book: int, k: int) -> tuple[Tensor, Tensor]:
-    """Search every question's book, of so many neighbouring articles: starts (Q, K) in tokens of ``examples.ids``, and scores."""
+    """Search each question's book, of so many neighbouring articles: starts (Q, K) in ``examples.ids``, and scores."""
     device = next(model.parameters()).device
     ids, questions = torch.from_numpy(examples.ids), torch.from_numpy(examples.questions)
     starts = torch.full((len(questions), k), -1, dtype=torch.long)
@@ -56,8 +56,13 @@ def window_ids(ids: Tensor, starts: Tensor, window: int) -> Tensor:
 
 @torch.no_grad()
 def answer_quality(
-    model: MambaLMHeadModel, examples: Examples, starts: Tensor, scores: Tensor, decode: Callable[[list[int]], str],
-    rows: Tensor, batch: int = 128,
+    model: MambaLMHeadModel,
+    examples: Examples,
+    starts: Tensor,
+    scores: Tensor,
+    decode: Callable[[list[int]], str],
+    rows: Tensor,
+    batch: int = 128,
 ) -> tuple[float, float]:
     """Exact match and F1 of the most probable span in the given windows, over the questions ``rows``."""
     searcher, device = model.searcher(), next(model.parameters()).device
@@ -70,7 +75,9 @@ def answer_quality(
         memory = searcher.read(question, windows.to(device), scores[part].to(device))
         assert memory is not None
         spans, _ = model.esi.reader.best_spans(memory)
-        for row, w, f, last in zip(part.tolist(), *(x[:, 0].tolist() for x in (spans.window, spans.first, spans.last)), strict=True):
+        for row, w, f, last in zip(
+            part.tolist(), *(x[:, 0].tolist() for x in (spans.window, spans.first, spans.last)), strict=True
+        ):
             begin = int(starts[row, w])
             said = decode(ids[begin + f : begin + last + 1].tolist())
             truths = [decode(ids[a : b + 1].tolist()) for a, b in gold[row].tolist() if a >= 0]

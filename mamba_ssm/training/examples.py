@@ -31,8 +31,9 @@ class Examples:
     """Articles and the questions about them. All positions are in tokens of the question's article.
 
     ``ids`` (T,) every article's tokens, one after another; article a is ids[offsets[a]:offsets[a + 1]].
-    ``questions`` (Q, MAX_QUESTION), 0 where shorter; ``article`` (Q,); ``gold`` (Q, A, 2) first and last token of up to A answers,
-    -1 where there are fewer; ``paragraph`` (Q, 2) first token of the answer's paragraph and the token after its last.
+    ``questions`` (Q, MAX_QUESTION), 0 where shorter; ``article`` (Q,); ``gold`` (Q, A, 2) first and last token of up to
+    A answers, -1 where there are fewer; ``paragraph`` (Q, 2) first token of the answer's paragraph and the token after
+    its last.
     """
 
     ids: Ints

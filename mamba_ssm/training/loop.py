@@ -9,12 +9,28 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-NO_DECAY = ("A_log", "D", "bias", "norm", "embedding", "prior", "gate", "log_scale", "score_weight", "no_answer", "role")
+NO_DECAY = (
+    "A_log",
+    "D",
+    "bias",
+    "norm",
+    "embedding",
+    "prior",
+    "gate",
+    "log_scale",
+    "score_weight",
+    "no_answer",
+    "role",
+)
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, decay: float, slow: dict[str, float]) -> list[dict]:
-    """A group per learning rate and decay. SSM parameters, norms, biases and embeddings do not decay; ``slow`` maps a prefix of
-    names to a factor on their learning rate, 0 to freeze."""
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float, decay: float, slow: dict[str, float]
+) -> list[dict]:
+    """A group per learning rate and decay. SSM parameters, norms, biases and embeddings do not decay.
+
+    ``slow`` maps a prefix of names to a factor on their learning rate, 0 to freeze.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         factor = next((f for prefix, f in slow.items() if name.startswith(prefix)), 1.0)
@@ -36,7 +52,10 @@ def train(
     log: Callable[[str], None] = print,
     after: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Minimise the sum of loss(step)'s parts; ``after`` is called after each step. Raises FloatingPointError when the loss is not finite."""
+    """Minimise the sum of loss(step)'s parts; ``after`` is called after each step.
+
+    Raises FloatingPointError when the loss is not finite.
+    """
     device = next(model.parameters()).device
     groups = parameter_groups(model.named_parameters(), lr, decay, slow or {})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device.type == "cuda")

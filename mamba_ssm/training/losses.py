@@ -1,4 +1,4 @@
-"""Losses of search and reading. Several places may be right (windows overlap), so each is -log of the sum over the right ones."""
+"""The loss of search and reading. Windows overlap, so several places may be right: -log of the sum over these."""
 
 from __future__ import annotations
 

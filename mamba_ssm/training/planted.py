@@ -1,6 +1,6 @@
 """Facts planted into real text: a sentence that says a code or a name, and the question that asks for it.
 
-They teach the search and the reader what encyclopedia questions do not: answers that no knowledge of the world can guess.
+They teach the search and the reader what encyclopedia questions do not: answers that no knowledge of the world gives.
 """
 
 from __future__ import annotations
@@ -11,14 +11,60 @@ from dataclasses import replace
 from mamba_ssm.training.squad import Article, Question
 
 NOUNS = (
-    "passkey", "pass key", "password", "secret code", "access code", "magic number", "door code", "locker number", "pin",
-    "serial number", "invoice number", "telephone extension", "reference number", "combination", "batch number", "code word",
+    "passkey",
+    "pass key",
+    "password",
+    "secret code",
+    "access code",
+    "magic number",
+    "door code",
+    "locker number",
+    "pin",
+    "serial number",
+    "invoice number",
+    "telephone extension",
+    "reference number",
+    "combination",
+    "batch number",
+    "code word",
 )
 SYLLABLES = (
-    "ba", "cor", "del", "fen", "gra", "hol", "ira", "jon", "kel", "lun", "mar", "nor", "oss", "per", "quin", "ros", "sten", "tor",
-    "ul", "ver", "wick", "yan", "zor",
+    "ba",
+    "cor",
+    "del",
+    "fen",
+    "gra",
+    "hol",
+    "ira",
+    "jon",
+    "kel",
+    "lun",
+    "mar",
+    "nor",
+    "oss",
+    "per",
+    "quin",
+    "ros",
+    "sten",
+    "tor",
+    "ul",
+    "ver",
+    "wick",
+    "yan",
+    "zor",
 )
-PLACES = ("", "", "the town of ", "Doctor ", "Mrs. ", "project ", "Captain ", "the house of ", "the archive of ", "Port ")
+PLACES = (
+    "",
+    "",
+    "the town of ",
+    "Doctor ",
+    "Mrs. ",
+    "project ",
+    "Captain ",
+    "the house of ",
+    "the archive of ",
+    "Port ",
+)
 STATEMENTS = (
     "The {thing} is {value}.",
     "The {thing} is {value}. Remember it.",

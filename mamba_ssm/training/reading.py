@@ -21,8 +21,11 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Questions (Q, M); windows (Q, K, W) with their scores (Q, K) and first tokens in the book (Q, K); gold spans (Q, G, 2)
-    in the book, -1 where there are fewer; answers (Q, T), END where shorter."""
+    """What one step of training reads.
+
+    Questions (Q, M); windows (Q, K, W) with their scores (Q, K) and first tokens in the book (Q, K); gold spans
+    (Q, G, 2) in the book, -1 where there are fewer; answers (Q, T), END where shorter.
+    """
 
     questions: Tensor
     windows: Tensor
@@ -35,7 +38,7 @@ class ReadBatch:
 def right_places(starts: Tensor, gold: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Which retrieved tokens begin and end a gold span that stands whole in its window.
 
-    starts (Q, K), gold (Q, G, 2) -> two (Q, K * W + 1); the last place is 'no answer here', right where nothing else is.
+    starts (Q, K), gold (Q, G, 2) -> two (Q, K * W + 1); the last is 'no answer here', right where nothing else is.
     """
     place = starts[..., None] + torch.arange(window, device=starts.device)
     first, last = gold[:, None, None, :, 0], gold[:, None, None, :, 1]
@@ -56,9 +59,10 @@ def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tens
 
 
 def answer_sequences(questions: Tensor, answers: Tensor, contexts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """<|question|> question <|answer|> answer <|endoftext|> in a row each, packed to the left -> ids and targets (Q, T).
+    """<|question|> question <|answer|> answer <|endoftext|> in a row each -> ids and targets (Q, T).
 
-    With ``contexts`` (Q, C), text of the book stands before the question, and is to be predicted too: plain language modelling.
+    With ``contexts`` (Q, C), text of the book stands before the question, and is to be predicted too: plain language
+    modelling.
     """
     rows = []
     for i, (question, answer) in enumerate(zip(questions.tolist(), answers.tolist(), strict=True)):

@@ -21,7 +21,10 @@ from mamba_ssm.training.losses import any_of_loss
 
 @dataclass(frozen=True)
 class SearchBatch:
-    """Crops (A, T) of articles, questions (Q, M), and of each question: its crop (Q,) and its gold spans in it (Q, G, 2), -1 none."""
+    """Crops (A, T) of articles, questions (Q, M), and each question's crop (Q,) and gold spans in it (Q, G, 2).
+
+    Where a question has fewer spans, the rest are -1.
+    """
 
     crops: Tensor
     questions: Tensor
@@ -30,7 +33,11 @@ class SearchBatch:
 
 
 def search_batches(
-    examples: Examples, n_crops: int, crop_tokens: int, max_questions: int, rng: np.random.Generator,
+    examples: Examples,
+    n_crops: int,
+    crop_tokens: int,
+    max_questions: int,
+    rng: np.random.Generator,
     word_dropout: float = 0.0,
 ) -> Iterator[SearchBatch]:
     """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops."""
@@ -78,7 +85,7 @@ def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
     keys = searcher.segment_keys(segments(batch.crops, searcher.config).flatten(0, 1))
     width = int((batch.questions > 0).any(0).nonzero().max()) + 1
     query = searcher.ask(batch.questions[:, :width]).query
-    n_crops, crop_tokens = batch.crops.shape
+    n_crops = len(batch.crops)
     maxima = half_window_maxima(query, keys.flatten(0, 1).to(torch.bfloat16), stride).float()
     scores = window_scores(query, maxima.unflatten(-1, (n_crops, -1)))
     starts = stride * torch.arange(scores.shape[-1], device=scores.device)
@@ -92,7 +99,7 @@ def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
 def search_book(
     model: MambaLMHeadModel, book: Tensor, questions: Tensor, k: int, rows: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Find windows of a whole book for many questions: book (T,), questions (Q, M) -> starts and scores (Q, K), best first."""
+    """Search a whole book for many questions: book (T,), questions (Q, M) -> starts and scores (Q, K), best first."""
     searcher = model.searcher()
     block = searcher.config.block
     text = torch.nn.functional.pad(book, (0, -len(book) % block))
@@ -100,7 +107,9 @@ def search_book(
     keys = keys.flatten(0, 1).to(torch.bfloat16)
     found = []
     for part in questions.split(rows):
-        search = StreamingSearch(searcher.ask(part[:, : int((part > 0).any(0).nonzero().max()) + 1]).query, k, searcher.config.stride)
+        search = StreamingSearch(
+            searcher.ask(part[:, : int((part > 0).any(0).nonzero().max()) + 1]).query, k, searcher.config.stride
+        )
         for chunk in keys.split(64 * block):
             search.push(chunk)
         found.append((search.top.starts, search.top.scores))
