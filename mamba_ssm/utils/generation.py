@@ -212,7 +212,7 @@ def _stepper(
             model, getattr(model, "_decoding_cache", None), batch, input_ids.shape[1], max_length
         )
         params = graph.inference_params
-        params.reset(max_length, batch)
+        params.reset(max_length, params.max_batch_size)  # the graphs hold states of that size
     else:
         if cg:
             print("generate: cg=True needs a CUDA device and no question_ids; decoding without graphs", file=sys.stderr)
