@@ -34,16 +34,18 @@ class ESIConfig:
                 raise CheckpointError(
                     f"esi.{name} is {value!r}; it must be a whole number from 1 to 65536: mend config.json"
                 )
-        if self.window % 2 or self.block % self.stride or self.d_read % self.n_heads:
+        if self.window % 2 or self.block % self.stride or self.stride > self.warmup or self.window > self.block:
             raise CheckpointError(
-                "esi.window must be even, esi.segment - esi.warmup a positive multiple of half a window, and "
-                "esi.d_read a multiple of esi.n_heads: mend config.json"
+                "esi.window must be even, esi.segment - esi.warmup a multiple of half a window and at least a window, "
+                "and esi.warmup at least half a window: mend config.json"
             )
+        if self.d_read % self.n_heads:
+            raise CheckpointError("esi.d_read must be a multiple of esi.n_heads: mend config.json")
 
     @property
     def block(self) -> int:
         """New tokens in a segment."""
-        return max(self.segment - self.warmup, 1)
+        return self.segment - self.warmup
 
     @property
     def stride(self) -> int:
