@@ -1,6 +1,6 @@
 """Pack a trained model for shipping: its largest table in 8 bits with a scale a row, all else in 16, no file over 15 MB.
 
-    python scripts/pack_model.py data/run/model mamba_ssm/weights/default
+python scripts/pack_model.py data/run/model mamba_ssm/weights/default
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def main() -> None:
     weights = {k: v.detach() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     table = weights.pop(TABLE)
     scale = table.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+    int8 = (table / scale).round().to(torch.int8)
     shards = {
-        "model-00001-of-00002.safetensors": {f"{TABLE}.int8": (table / scale).round().to(torch.int8), f"{TABLE}.scale": scale},
+        "model-00001-of-00002.safetensors": {f"{TABLE}.int8": int8, f"{TABLE}.scale": scale},
         "model-00002-of-00002.safetensors": {k: v.half().contiguous() for k, v in weights.items()},
     }
     for name, tensors in shards.items():

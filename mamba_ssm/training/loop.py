@@ -50,7 +50,6 @@ def train(
     warmup: int = 100,
     slow: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
-    after: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Minimise the sum of loss(step)'s parts; ``after`` is called after each step.
 
@@ -73,8 +72,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-        after(step)
-        if step % 150 < 3 or step == steps - 1:
+        if step % 100 < 3 or step == steps - 1:
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss is {total.item()} at step {step}: lower the learning rate")
             shown = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())

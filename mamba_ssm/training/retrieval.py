@@ -39,8 +39,12 @@ def search_batches(
     max_questions: int,
     rng: np.random.Generator,
     word_dropout: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[SearchBatch]:
-    """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops."""
+    """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops.
+
+    ``word_dropout`` is the share of the questions' tokens that are left out, against learning questions by heart.
+    """
     n_articles = len(examples.offsets) - 1
     by_article = [np.flatnonzero(examples.article == a) for a in range(n_articles)]
     while True:
@@ -63,12 +67,9 @@ def search_batches(
         dropped = rng.random(questions.shape) < word_dropout
         left = np.where(dropped, 0, questions)
         questions = np.where(left.any(1, keepdims=True), left, questions)
-        yield SearchBatch(
-            torch.from_numpy(np.stack(crops)),
-            torch.from_numpy(questions),
-            torch.from_numpy(crop_rows[pick]),
-            torch.from_numpy(np.where(gold < 0, -1, gold - shifts[pick, None, None])),
-        )
+        gold = np.where(gold < 0, -1, gold - shifts[pick, None, None])
+        arrays = (np.stack(crops), questions, crop_rows[pick], gold)
+        yield SearchBatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 def gold_windows(gold: Tensor, starts: Tensor, window: int) -> Tensor:
