@@ -107,7 +107,11 @@ def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, li
     windows = [window for window, _ in found]
     likelihood = question_likelihood(engine.model, [window.ids.tolist() for window in windows], lead, asked)
     ranked = sorted(zip(likelihood, windows, strict=True), key=lambda pair: -pair[0])
-    context = [token for _, w in sorted(ranked[:top_k], key=lambda pair: pair[1].first) for token in w.ids.tolist()]
+    context: list[int] = []
+    end = 0
+    for window in sorted((window for _, window in ranked[:top_k]), key=lambda window: window.first):
+        context += window.ids[max(end - window.first, 0) :].tolist()  # neighbours overlap
+        end = window.first + len(window.ids)
     prompt = context + lead + asked + encode("\nAnswer:").ids.tolist()
     tokenizer = engine.tokenizer
     text, confidence = Context(engine.model).generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode)

@@ -29,7 +29,7 @@ def ask(
     as_json: JsonOption = False,
     model: ModelOption = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Windows the model reads. [default: its own number]")
+        int | None, typer.Option(min=1, max=256, help="Windows the model reads. (default: its own number)")
     ] = None,
     device: DeviceOption = Device.auto,
     no_esi: Annotated[

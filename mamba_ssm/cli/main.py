@@ -58,6 +58,9 @@ def main(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
+    # PyTorch's threads otherwise spin while they wait for one another. Where other programs want the same cores, that
+    # was measured to slow reading down from 21,000 tokens a second to 9,000, and at worst to 2,000.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A process that is asked to end cleans up as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 

@@ -32,7 +32,7 @@ OriginalArgument = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="NAME|FOLDER", help="A model on the hub or in a folder. [default: the one shipped]"
+        "--model", metavar="NAME|FOLDER", help="A model on the hub or in a folder. (default: the one shipped)"
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]

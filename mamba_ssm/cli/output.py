@@ -15,6 +15,8 @@ CELLS = 60
 _WORD = re.compile(r"\w+")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]+")
 _FEW = 4  # words shorter than this are mostly grammar
+_GRAMMAR = {"does", "from", "have", "that", "their", "there", "they", "this", "were", "what", "when", "where", "which"}
+_GRAMMAR |= {"whose", "will", "with"}
 
 
 def write(text: str) -> None:
@@ -33,7 +35,7 @@ def show(answer: Answer) -> None:
     console.print(Text(_one_line(answer.question), style="dim"))
     said = Text(_one_line(answer.text) or "(no answer)", style="bold")
     console.print(said, Text(f"(confidence {answer.confidence:.0%})", style="dim"))
-    words = {word for word in _WORD.findall(answer.question.casefold()) if len(word) >= _FEW}
+    words = {word for word in _WORD.findall(answer.question.casefold()) if len(word) >= _FEW} - _GRAMMAR
     for number, passage in enumerate(answer.evidence, 1):
         place = [f"p. {passage.page}"] if passage.page is not None else []
         place += [_one_line(passage.section)] if passage.section else []

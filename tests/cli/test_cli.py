@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -57,6 +58,24 @@ def test_json_has_the_documented_shape(book_path, tiny_model):
     text = run("text", book_path).stdout_bytes.decode()
     assert len(text) == answer["book"]["characters"]
     assert all(p["text"] == text[p["start"] : p["end"]] for p in answer["evidence"])
+
+
+def test_pages_of_a_pdf(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "text")
+    from make_books import pdf_bytes
+
+    path = tmp_path / "garden.pdf"
+    pages = [[f"Gardener {line} of page {page} waters {line} roses." for line in range(12)] for page in range(1, 9)]
+    path.write_bytes(pdf_bytes(pages, outline=[("Roses", 2)]))
+    text = run("text", path).stdout_bytes.decode()
+    answer = json.loads(run("ask", path, "Who waters roses?", "--json", "--model", tiny_model).stdout)
+    for passage in answer["evidence"]:
+        assert passage["text"] == text[passage["start"] : passage["end"]]
+        line = text[: passage["start"] + 1].count("\n")
+        assert passage["page"] == line // 12 + 1
+        assert passage["section"] == ("Roses" if line >= 24 else None)
+    shown = run("ask", path, "Who waters roses?", "--model", tiny_model).stdout
+    assert f"p. {answer['evidence'][0]['page']} · " in shown
 
 
 def test_text_is_the_books_own(book_path, book_text):
