@@ -1,4 +1,4 @@
-"""Pack a trained model for shipping: its largest table in 8 bits with a scale a row, all else in 16, no file over 15 MB.
+"""Pack a trained model for shipping: its token table in 8 bits with a scale a row, the rest in 16; no file over 15 MB.
 
 python scripts/pack_model.py data/run/model mamba_ssm/weights/default
 """
