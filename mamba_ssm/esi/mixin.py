@@ -38,8 +38,9 @@ class ESIMixin:
     def encode(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, L) -> hidden states (B, L, D) of ESI's encoder, the first n_enc layers, from a zero state."""
         assert self.esi is not None
-        hidden, residual = self.backbone.forward_layers(self.backbone.embedding(input_ids), stop=self.esi.config.n_enc)
-        return hidden + residual
+        hidden = self.backbone.embedding(input_ids)
+        out, residual = self.backbone.forward_layers(hidden, stop=self.esi.config.n_enc)
+        return (out + residual).to(hidden.dtype)  # the residual may be fp32 in a model of half precision
 
     def stream(self, question_ids: Tensor, inference_params: InferenceParams | None) -> ESIStream:
         """The stream of the text that ``inference_params`` caches, begun anew where the text begins."""
@@ -58,8 +59,9 @@ class ESIMixin:
             hidden = self.backbone(input_ids, **kwargs)
             return self.lm_head(hidden[:, -num_last_tokens:])
         injection, n_enc = self.esi.injection, self.esi.config.n_enc
-        hidden, residual = self.backbone.forward_layers(self.backbone.embedding(input_ids), stop=n_enc, **kwargs)
-        x = hidden + residual
+        embedded = self.backbone.embedding(input_ids)
+        hidden, residual = self.backbone.forward_layers(embedded, stop=n_enc, **kwargs)
+        x = (hidden + residual).to(embedded.dtype)
         added = [torch.zeros_like(x[:, at]) if memory is None else injection(x[:, at], memory) for at, memory in runs]
         hidden, residual = self.backbone.forward_layers(
             hidden + torch.cat(added, 1).to(hidden.dtype), residual, start=n_enc, **kwargs

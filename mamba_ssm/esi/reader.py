@@ -100,7 +100,7 @@ class WindowReader(nn.Module):
             -1,
         )
         # The search learns from its own loss alone: what suits the reader's features would spoil its ranking.
-        text = self.inp(windows) + self.features(features.detach()) + self.role[1]
+        text = self.inp(windows) + self.features(features.detach().to(windows.dtype)) + self.role[1]
         asked = (self.inp(question.hidden) + self.role[0])[:, None].expand(B, K, -1, -1)
         x = self.dropout(torch.cat([asked, text], 2).flatten(0, 1))
         for block in self.blocks:
@@ -109,7 +109,9 @@ class WindowReader(nn.Module):
 
     def span_logits(self, memory: Memory) -> tuple[Tensor, Tensor]:
         """Logits of the answer's first and of its last token: two (B, K * W + 1), the last place 'no answer here'."""
-        logits = self.span(memory.states).float() + (memory.scores[..., None] * self.score_weight)[:, :, None]
+        # Of no window's score, -inf, the gradient would be NaN.
+        scores = memory.scores.masked_fill(memory.scores == float("-inf"), 0.0)
+        logits = self.span(memory.states).float() + (scores[..., None] * self.score_weight)[:, :, None]
         logits = logits.masked_fill((memory.ids == PAD)[..., None], float("-inf"))
         empty = self.no_answer.expand(len(logits), 1, 2).float()
         first, last = torch.cat([logits.flatten(1, 2), empty], 1).unbind(-1)

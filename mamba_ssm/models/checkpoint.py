@@ -51,7 +51,7 @@ def load(
     model.esi = model.new_esi(device, dtype)
     model.load_state_dict(ready, strict=False, assign=True)
     model.tie_weights()
-    return model
+    return model.eval()
 
 
 def _check(name: str | os.PathLike[str], weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -275,7 +275,8 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         """Load a checkpoint by its name on the hub ("state-spaces/mamba-130m") or from a local folder.
 
         Reads model.safetensors or pytorch_model.bin, also in shards, and transformers' layout ("-hf" names). Parameters
-        get ``dtype``, by default PyTorch's default, fp32. Raises CheckpointError that says what is wrong.
+        get ``dtype``, by default PyTorch's default, fp32. The model is in evaluation mode, for ESI's reader has
+        dropout: call train() to train it. Raises CheckpointError that says what is wrong.
         """
         return checkpoint.load(cls, pretrained_model_name, device=device, dtype=dtype, **kwargs)
 
