@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import SIZES, small_model, tokens
+from small_esi import SIZES, small_model, tokens
 from torch.nn import functional as F
 
 from mamba_ssm.esi.injection import Injection

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZES, small_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_esi import SIZES, small_model, tokens
 
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.module import segments
