@@ -5,8 +5,8 @@
 Each trial writes a .txt of real text in its own order, from a random paragraph on, puts the sentence at a sentence's
 end, and asks through the streaming path of the command (`mamba-esi ask`). Depths are uniform: trial i of n lies in the
 i-th n-th of the text. Right is an answer whose only digits are the passkey's. The text is the example book and what
-lies in data/text; where it is too short it is repeated, its paragraphs in random order. Writes evals/results/passkey.json
-after every trial.
+lies in data/text; where it is too short it is repeated, its paragraphs in random order. Writes
+evals/results/passkey.json after every trial.
 """
 
 from __future__ import annotations
