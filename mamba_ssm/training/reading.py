@@ -69,9 +69,9 @@ def read_batches(
 ) -> Iterator[ReadBatch]:
     """Endless batches of questions with k of the windows that the search found in one of their books.
 
-    ``mined``: starts and scores (all questions, found) for each kind of book. Some windows are left out at random, so that
-    the reader sees further down the list and does not trust the rank alone. Where the search missed, half of the time
-    the last window becomes one that holds the answer; else 'no answer here' is right.
+    ``mined``: starts and scores (all questions, found) for each kind of book. Some windows are left out at random, so
+    that the reader sees further down the list and does not trust the rank alone. Where the search missed, half of the
+    time the last window becomes one that holds the answer; else 'no answer here' is right.
     """
     ids, questions, gold_of = (
         torch.from_numpy(examples.ids),
