@@ -43,6 +43,8 @@ class ESIStream:
 
     def advance(self, ids: Tensor) -> list[tuple[slice, Memory | None]]:
         """Read ids (B, L). Returns the runs of positions 0..L-1 that see the same windows, with those windows, read."""
+        if ids.shape[1] == 0:
+            return [(slice(0, 0), self._memory)]
         runs, done = [], 0
         while done < ids.shape[1]:
             room = self.config.segment - self._recent.shape[1]
