@@ -32,6 +32,7 @@ TABLE_SCALE = (
     4.0  # large beside what the layers add, and slow to change: the borrowed vectors generalise, new ones overfit
 )
 TABLE_RATE, ENCODER_RATE = 0.1, 0.5  # shares of the learning rate
+SPECIAL = 8  # ids without text
 SHELF = 40  # articles in the larger of the two kinds of book that the reader sees
 MINED, READ = 24, 8  # windows found for each question, and windows read of them
 LANGUAGE_WEIGHT = 0.3
@@ -45,7 +46,10 @@ def build(data: Path) -> MambaLMHeadModel:
     borrowed = load_file(data / "token_table.safetensors")
     assert model.esi is not None
     with torch.no_grad():
-        model.backbone.embedding.weight.copy_(borrowed["table"].float() * TABLE_SCALE)
+        table = model.backbone.embedding.weight
+        table.copy_(borrowed["table"].float() * TABLE_SCALE)
+        # The special tokens have no text to borrow for. Near zero, they could neither be told apart nor be predicted.
+        table[:SPECIAL] = torch.randn(SPECIAL, table.shape[1]) * TABLE_SCALE / table.shape[1] ** 0.5
         model.esi.search.prior.weight.copy_(borrowed["idf"].clamp(min=0.1).log()[:, None])
         model.backbone.norm_f.weight.fill_(1.0 / GEOMETRY["d_model"] ** 0.5)
         for layer in model.backbone.layers[: ESI["n_enc"]]:
