@@ -22,7 +22,7 @@ def selective_state_update(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
 ) -> Tensor:
-    """Shapes and results are the reference's; state is updated in place."""
+    """Shapes and results are the reference's; state is updated in place, so there are no gradients."""
     work = torch.promote_types(x.dtype, torch.float32)
     heads = () if state.dim() == 3 else (state.shape[1],)
     u, step = x.to(work), dt.to(work)
@@ -31,9 +31,8 @@ def selective_state_update(
     if dt_softplus:
         step = F.softplus(step)
     B, C = (_by_head(m.to(work), heads) for m in (B, C))
-    # The backward pass needs the state as it was; exp2 is several times as fast as exp.
-    before = state.clone() if torch.is_grad_enabled() else state
-    h = torch.exp2(step.unsqueeze(-1) * (A.to(work) / math.log(2))) * before.to(work)
+    # exp2 is several times as fast as exp.
+    h = torch.exp2(step.unsqueeze(-1) * (A.to(work) / math.log(2))) * state.to(work)
     h = torch.addcmul(h, (step * u).unsqueeze(-1), B)
     state.copy_(h)
     with torch.autocast(x.device.type, enabled=False):
