@@ -9,7 +9,7 @@ Writes evals/results/esi_parameters.json and prints a table.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,21 @@ from common import RESULTS, provenance, write
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
-
-PUBLISHED = {  # width, layers
-    "mamba-130m": (768, 24),
-    "mamba-370m": (1024, 48),
-    "mamba-790m": (1536, 48),
-    "mamba-1.4b": (2048, 48),
-    "mamba-2.8b": (2560, 64),
-    "mamba-2.8b-slimpj": (2560, 64),
-}
+from mamba_ssm.utils.hf import PUBLISHED
 
 
 def count(name: str) -> dict[str, Any]:
     """Parameters of a published geometry; the head shares the embedding's and is counted once."""
-    d_model, n_layer = PUBLISHED[name]
-    model = MambaLMHeadModel(MambaConfig(d_model=d_model, n_layer=n_layer, esi={}), device="meta")
+    config = replace(MambaConfig.published(name), esi={})
+    model = MambaLMHeadModel(config, device="meta")
     assert model.esi is not None
     parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.esi.named_children()}
     added = sum(parts.values())
     total = sum(p.numel() for p in model.parameters())
     return {
         "checkpoint": name,
-        "d_model": d_model,
-        "n_layer": n_layer,
+        "d_model": config.d_model,
+        "n_layer": config.n_layer,
         "parameters": total - added,
         "esi_parameters": added,
         "esi_parts": parts,
@@ -52,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "esi_parameters.json")
     arguments = parser.parse_args()
-    rows = [count(name) for name in PUBLISHED]
+    rows = [count(name.removeprefix("state-spaces/")) for name in PUBLISHED]
     write(arguments.out, {**provenance(arguments), "esi": asdict(ESIConfig()), "checkpoints": rows})
     print("| checkpoint | parameters | ESI adds | share of the whole |\n|---|---|---|---|")
     for row in rows:

@@ -68,7 +68,7 @@ class Engine:
             raise CheckpointError("this installation has no default model: install mamba-esi again, or pass --model")
         folder = DEFAULT_MODEL if model is None else model
         loaded = MambaLMHeadModel.from_pretrained(folder, device=_device(device))
-        tokenizer = _tokenizer(folder, loaded.config.vocab_size)
+        tokenizer = load_tokenizer(folder, loaded.config.vocab_size)
         if tokenizer.vocab_size > loaded.config.padded_vocab_size:
             raise CheckpointError(
                 f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens and the model "
@@ -134,7 +134,8 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _tokenizer(model: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+def load_tokenizer(model: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+    """The tokenizer beside a checkpoint's weights, or the one that the published checkpoints were trained with."""
     try:
         return Tokenizer.from_folder(find_file(model, [TOKENIZER_FILE]).parent)
     except CheckpointError:

@@ -6,7 +6,9 @@ import inspect
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mamba_ssm.errors import CheckpointError
 from mamba_ssm.modules.mamba_simple import Mamba
+from mamba_ssm.utils.hf import PUBLISHED, suggest
 
 # Far above any model that exists, and low enough that a damaged or hostile config.json can't exhaust memory.
 _LARGEST = {"d_model": 2**17, "n_layer": 4096, "vocab_size": 2**24, "pad_vocab_size_multiple": 2**16}
@@ -44,6 +46,14 @@ class MambaConfig:
         config = cls(**{k: v for k, v in values.items() if k in known})
         config.validate()
         return config
+
+    @classmethod
+    def published(cls, name: str) -> MambaConfig:
+        """The sizes of a published checkpoint, by its name with or without "state-spaces/". Nothing is downloaded."""
+        sizes = PUBLISHED.get(name) or PUBLISHED.get(f"state-spaces/{name}")
+        if sizes is None:
+            raise CheckpointError(f"{name!r} is no published geometry: {suggest(name)}")
+        return cls(d_model=sizes[0], n_layer=sizes[1])
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds. Without ESI it is the original's layout, which the original package reads."""

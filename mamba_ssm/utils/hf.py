@@ -25,14 +25,26 @@ SAFE_WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_NAME = "pytorch_model.bin"
 _WEIGHT_FILES = (SAFE_WEIGHTS_NAME, f"{SAFE_WEIGHTS_NAME}.index.json", WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json")
 
-PUBLISHED = tuple(f"state-spaces/mamba-{size}" for size in ("130m", "370m", "790m", "1.4b", "2.8b", "2.8b-slimpj"))
+PUBLISHED = {  # d_model, n_layer; all else is the default of MambaConfig
+    "state-spaces/mamba-130m": (768, 24),
+    "state-spaces/mamba-370m": (1024, 48),
+    "state-spaces/mamba-790m": (1536, 48),
+    "state-spaces/mamba-1.4b": (2048, 48),
+    "state-spaces/mamba-2.8b": (2560, 64),
+    "state-spaces/mamba-2.8b-slimpj": (2560, 64),
+}
 
 
 def load_config_hf(model_name: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a hub name or folder, in the original's layout whichever it was written in."""
     path = find_file(model_name, [CONFIG_NAME])
     config = _read_json(path)
-    return _config_from_transformers(config, path) if _is_transformers(config) else config
+    return _config_from_transformers(config, path) if is_transformers(config) else config
+
+
+def load_raw_config(model_name: str | os.PathLike[str]) -> dict[str, Any]:
+    """config.json of a hub name or folder as it stands there."""
+    return _read_json(find_file(model_name, [CONFIG_NAME]))
 
 
 def load_state_dict_hf(
@@ -86,19 +98,20 @@ def _download(name: str, names: Iterable[str]) -> Path:
         except errors.GatedRepoError as error:
             raise CheckpointError(f"{name} is gated: accept its terms on the hub, then `hf auth login`") from error
         except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-            raise CheckpointError(f"no folder and no model on the hub is called {name!r}: {_suggest(name)}") from error
+            raise CheckpointError(f"no folder and no model on the hub is called {name!r}: {suggest(name)}") from error
         except (errors.HfHubHTTPError, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"could not download {file} of {name}: {reason}; try again later") from error
     if unreachable is not None:
         raise CheckpointError(
             f"{name} is no folder, is not in the hub's local cache, and the hub can't be reached (or HF_HUB_OFFLINE is "
-            f"set): connect, or give a folder; {_suggest(name)}"
+            f"set): connect, or give a folder; {suggest(name)}"
         ) from unreachable
     raise CheckpointError(f"{name} on the hub is no checkpoint: it has no {' or '.join(names)}")
 
 
-def _suggest(name: str) -> str:
+def suggest(name: str) -> str:
+    """The published name that is nearest, or all."""
     tails = {published.partition("/")[2]: published for published in PUBLISHED}
     close = difflib.get_close_matches(name.rpartition("/")[2].lower(), tails, n=1)
     return f"did you mean {tails[close[0]]}?" if close else f"published are {', '.join(PUBLISHED)}"
@@ -155,8 +168,9 @@ def _dequantise(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_transformers(config: dict[str, Any]) -> bool:
-    return "hidden_size" in config and "d_model" not in config
+def is_transformers(config: dict[str, Any]) -> bool:
+    """Whether a config.json is in transformers' layout, also where the original's keys stand beside."""
+    return "hidden_size" in config
 
 
 def _config_from_transformers(config: dict[str, Any], path: Path) -> dict[str, Any]:

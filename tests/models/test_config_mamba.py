@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mamba_ssm.errors import CheckpointError
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel, create_block
 
@@ -47,6 +48,17 @@ def test_published_geometries_have_their_exact_number_of_parameters(name):
 
 def test_the_smallest_published_model_is_129_135_360_parameters():
     assert parameters_on_paper(*PUBLISHED["mamba-130m"]) == 129_135_360  # as its card on the hub counts
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_geometries_are_known_by_name(name):
+    expected = MambaConfig.from_dict(published_config(*PUBLISHED[name]))
+    assert MambaConfig.published(name) == MambaConfig.published(f"state-spaces/{name}") == expected
+
+
+def test_an_unknown_geometry_names_the_nearest():
+    with pytest.raises(CheckpointError, match=r"mean state-spaces/mamba-130m\?"):
+        MambaConfig.published("mamba-130")
 
 
 def test_what_is_written_is_the_originals_layout():
