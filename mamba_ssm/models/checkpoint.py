@@ -28,12 +28,29 @@ def load(
     **kwargs: Any,
 ) -> MambaLMHeadModel:
     """See MambaLMHeadModel.from_pretrained. Nothing is allocated before config and weights are known to agree."""
+    model = model_cls(load_config(name), device="meta", dtype=dtype, **kwargs)
+    weights, wanted = load_weights(name, model), model.state_dict()
+    device = torch.get_default_device() if device is None else torch.device(device)
+    # Copies, for a view of the file would change, or crash, with the file. A_log and D stay in fp32 (see Mamba).
+    ready = {k: v.to(device, wanted[k].dtype, copy=True) for k, v in weights.items()}
+    # Real memory for what a checkpoint from before ESI lacks, and for buffers that no checkpoint holds.
+    model.esi = model.new_esi(device, dtype)
+    model.load_state_dict(ready, strict=False, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def load_config(name: str | os.PathLike[str]) -> MambaConfig:
+    """config.json of either layout. Raises CheckpointError that says what is wrong with it."""
     try:
-        config = MambaConfig.from_dict(load_config_hf(name))
+        return MambaConfig.from_dict(load_config_hf(name))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{CONFIG_NAME} of {name} is not a Mamba model's: {error}") from error
-    model = model_cls(config, device="meta", dtype=dtype, **kwargs)
-    weights = load_state_dict_hf(name)
+
+
+def load_weights(name: str | os.PathLike[str], model: MambaLMHeadModel) -> dict[str, Tensor]:
+    """The tensors as they are in the files, by the original's keys; they fit the model. A tied head is left out."""
+    weights, config = load_state_dict_hf(name), model.config
     if config.tie_embeddings:
         head = weights.pop(_HEAD, None)
         if _EMBEDDING not in weights and head is not None:
@@ -44,14 +61,7 @@ def load(
             )
     wanted = {key: value for key, value in model.state_dict().items() if not (config.tie_embeddings and key == _HEAD)}
     _check(name, weights, wanted)
-    device = torch.get_default_device() if device is None else torch.device(device)
-    # Copies, for a view of the file would change, or crash, with the file. A_log and D stay in fp32 (see Mamba).
-    ready = {k: v.to(device, wanted[k].dtype, copy=True) for k, v in weights.items()}
-    # Real memory for what a checkpoint from before ESI lacks, and for buffers that no checkpoint holds.
-    model.esi = model.new_esi(device, dtype)
-    model.load_state_dict(ready, strict=False, assign=True)
-    model.tie_weights()
-    return model.eval()
+    return weights
 
 
 def _check(name: str | os.PathLike[str], weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -76,13 +86,18 @@ def _some(keys: list[str]) -> str:
 
 
 def save(model: nn.Module, config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """See MambaLMHeadModel.save_pretrained. The weights are renamed into place before config.json is."""
+    """See MambaLMHeadModel.save_pretrained."""
+    tied = config.get("tie_embeddings", False)
+    write({k: v.detach() for k, v in model.state_dict().items() if not (tied and k == _HEAD)}, config, folder)
+
+
+def write(tensors: dict[str, Tensor], config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write model.safetensors and config.json. The weights are renamed into place before config.json is."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tied = config.get("tie_embeddings", False)
-    tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not (tied and k == _HEAD)}
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
     partial_weights = folder / f".{SAFE_WEIGHTS_NAME}.{os.getpid()}.part"
     partial_config = folder / f".{CONFIG_NAME}.{os.getpid()}.part"
     try:
