@@ -1,0 +1,173 @@
+"""The harness's command on local tasks in the shapes of the published ones, and its numbers against the model's own."""
+
+import functools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+pytest.importorskip("accelerate")
+
+import lm_harness_eval
+from lm_eval.api.instance import Instance
+
+from mamba_ssm.errors import CheckpointError
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from mamba_ssm.text.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+TASKS = "local_multiple_choice,local_last_word,local_generation,local_rolling"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run the harness's command line; returns the results and the samples of each task that it wrote."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.chdir(ROOT)
+
+    def run(model, folder, batch_size, more=""):
+        out = tmp_path / f"{model}{batch_size}"
+        arguments = f"--model {model} --model_args pretrained={folder}{more} --tasks {TASKS} --device cpu"
+        local = f"--batch_size {batch_size} --include_path tests/evals/tasks --log_samples --output_path {out}"
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments.split(), *local.split()])
+        lm_harness_eval.cli_evaluate()
+        (results,) = out.rglob("results_*.json")
+        samples = {
+            file.name.split("_2")[0].removeprefix("samples_local_"): sorted(
+                map(json.loads, file.read_text(encoding="utf-8").splitlines()), key=lambda sample: sample["doc_id"]
+            )
+            for file in out.rglob("samples_*.jsonl")
+        }
+        return json.loads(results.read_text())["results"], samples
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def open_gates(tiny_model, tmp_path_factory):
+    """The folder of a model with ESI weights whose gates, zero before training, let through what was found."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("open") / "model")
+    model = MambaLMHeadModel.from_pretrained(folder)
+    for gate in (model.esi.injection.gate, model.esi.injection.copy_gate):
+        torch.nn.init.ones_(gate)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@functools.cache
+def load(folder):
+    return MambaLMHeadModel.from_pretrained(folder), Tokenizer.from_folder(folder)
+
+
+@torch.no_grad()
+def log_likelihood(folder, context, continuation, question=None):
+    model, tokenizer = load(folder)
+
+    def encode(text):
+        return torch.tensor(tokenizer.encode(text).ids.tolist()) if text else torch.tensor([tokenizer.end_of_text])
+
+    ids, after = encode(context), encode(continuation)
+    extra = {} if question is None else {"question_ids": encode(question)[None]}
+    logits = model(torch.cat([ids, after])[None], **extra).logits[0, len(ids) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, after[:, None]).sum().item()
+
+
+@torch.no_grad()
+def continuation(folder, context, question=None):
+    """24 tokens, each the likeliest after reading all before it anew."""
+    model, tokenizer = load(folder)
+    ids = tokenizer.encode(context).ids.tolist()
+    extra = {} if question is None else {"question_ids": torch.tensor([tokenizer.encode(question).ids.tolist()])}
+    new: list[int] = []
+    while len(new) < 24 and (not new or new[-1] != tokenizer.end_of_text):
+        new.append(model(torch.tensor([ids + new]), num_last_tokens=1, **extra).logits[0, -1].argmax().item())
+    text = tokenizer.decode(new)
+    return text.partition("\n")[0].partition("Question:")[0]
+
+
+def generation(context, until):
+    return Instance("generate_until", {}, (context, {"until": until, "max_gen_toks": 24}), 0)
+
+
+def check_numbers(folder, samples):
+    for sample in samples["multiple_choice"]:
+        doc = sample["doc"]
+        for text, ((value, _),) in zip(doc["choices"]["text"], sample["resps"], strict=True):
+            assert float(value) == pytest.approx(
+                log_likelihood(folder, f"Question: {doc['question']}\nAnswer:", f" {text}"), abs=1e-3
+            )
+    for sample in samples["last_word"]:
+        context, _, word = sample["doc"]["text"].rpartition(" ")
+        ((value, _),) = sample["resps"][0]
+        assert float(value) == pytest.approx(log_likelihood(folder, context, f" {word}"), abs=1e-3)
+
+
+@pytest.mark.parametrize(("model", "batch_size"), [("mamba", 1), ("mamba", 4), ("mamba_esi", 4)])
+def test_numbers_are_the_models_own(command, plain_model, model, batch_size):
+    results, samples = command(model, plain_model, batch_size)
+    check_numbers(plain_model, samples)
+    rolling = [log_likelihood(plain_model, "", sample["doc"]["text"]) for sample in samples["rolling"]]
+    words = sum(len(sample["doc"]["text"].split()) for sample in samples["rolling"])
+    perplexity = torch.tensor(-sum(rolling) / words).exp().item()
+    assert results["local_rolling"]["word_perplexity,none"] == pytest.approx(perplexity, rel=1e-3)
+    for sample in samples["generation"]:
+        context, (answer,) = sample["arguments"]["gen_args_0"]["arg_0"], sample["resps"][0]
+        assert answer == continuation(plain_model, context)
+
+
+def test_the_harness_own_model_finds_this_package(command, plain_model, tmp_path):
+    folder = shutil.copytree(plain_model, tmp_path / "model")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    _, samples = command("mamba_ssm", folder, 4, f",tokenizer={folder},dtype=float32")
+    check_numbers(folder, samples)
+    assert len(samples["generation"]) == 2
+
+
+def test_generation_ends_a_row_at_its_stop_string(plain_model):
+    lm = lm_harness_eval.MambaLM(plain_model, device="cpu", batch_size=2)
+    contexts = ["The ferry leaves the north pier at seven.", "Salt"]
+    whole = lm.generate_until([generation(context, []) for context in contexts], disable_tqdm=True)
+    stop = whole[0][8:11]
+    lengths = []
+    generate = lm.model.generate
+    lm.model.generate = lambda *args, **kwargs: lengths.append((out := generate(*args, **kwargs)).shape[1]) or out
+    for context, text in zip(contexts, whole, strict=True):
+        assert lm.generate_until([generation(context, [stop])], disable_tqdm=True) == [text.partition(stop)[0]]
+    assert lengths[0] < lm.tok_batch_encode(contexts[:1])[0].shape[1] + 24
+
+
+def test_the_question_searches_the_context(open_gates, book_text):
+    lm = lm_harness_eval.MambaESILM(open_gates, device="cpu", batch_size=2)
+    text, questions = book_text[:1200], ["How many trees did gardener 7 plant?", "Where?"]
+    # Two of the questions are the document's, and the others are the last line but the cue.
+    requests = [
+        Instance("loglikelihood", {"question": question} if known else {}, (f"{text}\n{question}\nAnswer:", after), 0)
+        for question in questions
+        for known, after in ((True, " seven"), (False, " near Zürich"))
+    ]
+    found = lm.loglikelihood(requests, disable_tqdm=True)
+    plain = lm_harness_eval.MambaLM(open_gates, device="cpu").loglikelihood(requests, disable_tqdm=True)
+    for index, request in enumerate(requests):
+        context, after = request.args
+        expected = log_likelihood(open_gates, context, after, questions[index // 2])
+        assert found[index][0] == pytest.approx(expected, abs=1e-3)
+        assert abs(expected - plain[index][0]) > 0.01
+    generated = lm.generate_until([generation(request.args[0], []) for request in requests[::2]], disable_tqdm=True)
+    assert generated == [
+        continuation(open_gates, request.args[0], question)
+        for request, question in zip(requests[::2], questions, strict=True)
+    ]
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
+    empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(empty))
+    with pytest.raises(CheckpointError, match=r"<\|endoftext\|>"):
+        lm_harness_eval.folder_tokenizer(str(tmp_path))
+    assert lm_harness_eval.folder_tokenizer("state-spaces/mamba-130m") is None
