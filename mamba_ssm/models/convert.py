@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,10 +90,14 @@ def _transformers_config(config: MambaConfig, source: str | os.PathLike[str]) ->
 
 def _tokenizer_files(source: str | os.PathLike[str]) -> list[Path]:
     """Those that the source has: it may have none, as the published checkpoints."""
-    files = []
+    on_hub = not Path(source).expanduser().is_dir()
+    files: list[Path] = []
     for name in TOKENIZER_FILES:
-        with suppress(CheckpointError):
+        try:
             files.append(find_file(source, [name]))
+        except CheckpointError:
+            if on_hub and not files:
+                break  # without the first it has no others; a hub out of reach costs half a minute for each
     return files
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -147,6 +148,25 @@ def test_tokenizer_files_go_along_and_nothing_else(original, tmp_path):
     assert written == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert (tmp_path / "new" / "b" / "tokenizer.json").read_text() == "content of tokenizer.json"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("present", [[], ["tokenizer.json", "special_tokens_map.json"]])
+def test_a_checkpoint_on_the_hub(present, original, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name):
+        asked.append(name)
+        if not (original / name).is_file():
+            raise EntryNotFoundError(name)
+        return str(original / name)
+
+    for name in present:
+        (original / name).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    convert("someone/converted-here", tmp_path / "b")
+    written = {path.name for path in (tmp_path / "b").iterdir()}
+    assert written == {"config.json", "model.safetensors", *present}
+    assert present or asked.count("tokenizer_config.json") == 0  # not asked for one after another, in vain
 
 
 def test_an_empty_target_is_taken_and_any_other_is_left_alone(original, tmp_path):
