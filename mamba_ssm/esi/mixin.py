@@ -66,13 +66,14 @@ class ESIMixin:
         hidden, residual = self.backbone.forward_layers(
             hidden + torch.cat(added, 1).to(hidden.dtype), residual, start=n_enc, **kwargs
         )
-        hidden = self.backbone.final_norm(hidden, residual)
-        keep = input_ids.shape[1] - num_last_tokens if num_last_tokens else 0
+        hidden = self.backbone.final_norm(hidden, residual)[:, -num_last_tokens:]
+        # One product for all positions: run by run it would round otherwise than without a question.
+        logits = self.lm_head(hidden)
+        skipped = input_ids.shape[1] - hidden.shape[1]
         out = []
         for at, memory in runs:
-            state = hidden[:, max(at.start, keep) : at.stop]
-            logits = self.lm_head(state)
-            out.append(logits if memory is None else injection.copy(logits, state, memory))
+            part = slice(max(at.start - skipped, 0), max(at.stop - skipped, 0))
+            out.append(logits[:, part] if memory is None else injection.copy(logits[:, part], hidden[:, part], memory))
         return torch.cat(out, 1)
 
     def answer_logits(self, input_ids: Tensor, memory: Memory) -> Tensor:

@@ -1,5 +1,7 @@
 """The command as people and programs call it: what it prints, where, and its exit status."""
 
+import functools
+import getpass
 import json
 import os
 import random
@@ -246,14 +248,17 @@ def test_stopping_leaves_nothing_half_written(book_text, tiny_model, tmp_path, n
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     command = [*COMMAND, "read", str(path), "-o", str(tmp_path / "out.esi"), "--model", tiny_model]
-    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stderr=subprocess.PIPE) as process:
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    # A shell starts what it runs in the background with Ctrl-C ignored, and these tests may be run so.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, preexec_fn=heed) as process:
         _wait_until_writing(process.pid, temporary)
         process.send_signal(number)
         assert process.wait(60) == status
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert sorted(os.listdir(tmp_path)) == ["long.txt", "tmp"]
-    assert os.listdir(temporary) == []
+    assert [name for name in os.listdir(temporary) if name != f"torchinductor_{getpass.getuser()}"] == []  # PyTorch's own
 
 
 def _wait_until_writing(pid, folder):
