@@ -25,7 +25,7 @@ from mamba_ssm.training.metrics import wilson
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evals" / "results"
 RESAMPLES = 10_000
-PACKAGES = ("tokenizers", "safetensors", "numpy", "bm25s", "PyStemmer")
+PACKAGES = ("transformers", "tokenizers", "safetensors", "numpy", "bm25s", "PyStemmer")
 
 
 def options(description: str, n: int) -> argparse.ArgumentParser:

@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import re
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import RESULTS, ROOT, provenance, write
 
-import mamba_ssm
 from mamba_ssm.book.engine import DEFAULT_MODEL
 from mamba_ssm.text.tokenizer import Tokenizer
 
 TARGET = 1.10
-ROOT = Path(__file__).parents[1]
 QUESTION = "What does the trap command do?"
 # The parent must be small: until a child has started its own program, its peak is its parent's.
 CHILD = """
@@ -72,16 +68,11 @@ def measure(path: Path, model: str | None) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="by default the model in the package")
     parser.add_argument("--tokens", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--out", type=Path, default=ROOT / "evals" / "results" / "flat_memory.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "flat_memory.json")
     arguments = parser.parse_args()
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -95,26 +86,13 @@ def main() -> int:
             print(f"{run['tokens_per_second']:,.0f} tokens/s")
     peaks = [run["peak_bytes"] for run in runs]
     ratio = max(peaks) / min(peaks)
-    result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_commit": commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "mamba_ssm": mamba_ssm.__version__,
-        },
+    result = provenance(arguments) | {
         "model": arguments.model or "default",
         "runs": runs,
         "peak_ratio": ratio,
         "target_ratio": TARGET,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write(arguments.out, result)
     print(f"largest peak over smallest: {ratio:.3f} (target at most {TARGET})")
     return int(ratio > TARGET)
 

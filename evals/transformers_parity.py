@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import platform
-import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -27,13 +24,13 @@ sys.modules["mamba_ssm"] = None  # type: ignore[assignment]
 from transformers.models.mamba import modeling_mamba  # noqa: E402
 
 del sys.modules["mamba_ssm"]
-import mamba_ssm  # noqa: E402
+from common import RESULTS, provenance, write  # noqa: E402
+
 from mamba_ssm import MambaLMHeadModel  # noqa: E402
 from mamba_ssm.utils.generation import InferenceParams  # noqa: E402
 
 TARGET = 1e-4
 CHUNKS = (1, 2, 7, 64, 3, 1, 50)
-ROOT = Path(__file__).parents[1]
 
 
 def transformers_model() -> modeling_mamba.MambaForCausalLM:
@@ -88,33 +85,15 @@ def measure() -> dict[str, float]:
     }
 
 
-def git_commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "evals" / "results" / "transformers_parity.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "transformers_parity.json")
     arguments = parser.parse_args()
     if not runs_its_own_ops():
         raise SystemExit("transformers runs this package's ops: the comparison would be of them with themselves")
     differences = measure()
     scale = differences.pop("logits_standard_deviation")
-    report = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "mamba_ssm": mamba_ssm.__version__,
-        },
+    report = provenance(arguments) | {
         "geometry": {"d_model": 768, "n_layer": 24, "vocab_size": 50280, "batch": 2, "length": sum(CHUNKS)},
         "chunks": CHUNKS,
         "logits_standard_deviation": scale,
@@ -122,7 +101,7 @@ def main() -> int:
         "target": TARGET,
         "passed": all(value <= TARGET for value in differences.values()),
     }
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(arguments.out, report)
     print(json.dumps(report, indent=2))
     return 0 if report["passed"] else 1
 

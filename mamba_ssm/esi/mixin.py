@@ -55,9 +55,7 @@ class ESIMixin:
         self, input_ids: Tensor, runs: list[tuple[slice, Memory | None]], num_last_tokens: int = 0, **kwargs: Any
     ) -> Tensor:
         """input_ids (B, L) -> logits, each run of positions injected with, and free to copy from, its windows."""
-        if self.esi is None:
-            hidden = self.backbone(input_ids, **kwargs)
-            return self.lm_head(hidden[:, -num_last_tokens:])
+        assert self.esi is not None
         injection, n_enc = self.esi.injection, self.esi.config.n_enc
         embedded = self.backbone.embedding(input_ids)
         hidden, residual = self.backbone.forward_layers(embedded, stop=n_enc, **kwargs)

@@ -99,7 +99,7 @@ class WindowReader(nn.Module):
             ],
             -1,
         )
-        # The search learns from its own loss alone: what suits the reader's features would spoil its ranking.
+        # The search learns from its own loss alone: what suits the reader's features might bend its ranking.
         text = self.inp(windows) + self.features(features.detach().to(windows.dtype)) + self.role[1]
         asked = (self.inp(question.hidden) + self.role[0])[:, None].expand(B, K, -1, -1)
         x = self.dropout(torch.cat([asked, text], 2).flatten(0, 1))

@@ -39,15 +39,11 @@ class Search(nn.Module):
         self.weight = nn.Linear(d_model, 1, bias=False)
         self.prior = nn.Embedding(vocab_size, 1)
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         nn.init.orthogonal_(self.key.weight)
         with torch.no_grad():
             self.query.weight.copy_(self.key.weight)
             self.prior.weight.zero_()
             self.weight.weight.zero_()
-            self.log_scale.fill_(math.log(20.0))
 
     def question(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Query:
         """hidden (B, M, D), ids (B, M), mask (B, M) true where a token counts -> Query."""

@@ -253,16 +253,16 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         treat every model as a Transformer: a recurrence needs none. With ``inference_params`` the input continues what
         was read before, at any split. ``attention_mask`` (B, L), false at padding on either side, goes to every layer.
         """
+        hits = None
         if question_ids is not None:
             stream = self.stream(question_ids, inference_params)
-            logits = self.forward_injected(
-                input_ids, stream.advance(input_ids), num_last_tokens, inference_params=inference_params, **mixer_kwargs
-            )
-            return CausalLMOutput(logits, stream.hits)
+            runs = stream.advance(input_ids)
+            hits = stream.hits
+            if self.esi is not None:
+                mixer_kwargs["inference_params"] = inference_params
+                return CausalLMOutput(self.forward_injected(input_ids, runs, num_last_tokens, **mixer_kwargs), hits)
         hidden_states = self.backbone(input_ids, inference_params=inference_params, **mixer_kwargs)
-        if num_last_tokens > 0:
-            hidden_states = hidden_states[:, -num_last_tokens:]
-        return CausalLMOutput(self.lm_head(hidden_states))
+        return CausalLMOutput(self.lm_head(hidden_states[:, -num_last_tokens:]), hits)
 
     @classmethod
     def from_pretrained(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mamba_ssm.ops import backend
@@ -25,5 +26,18 @@ def causal_conv1d_fn(
 def causal_conv1d_update(
     x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Continue by x (B, D) or (B, D, L), shifting conv_state (B, D, >= W-1) in place: out, of x's shape."""
-    return backend.module("causal_conv1d", x).causal_conv1d_update(x, conv_state, weight, bias, activation)
+    """Continue a convolution by one token, or by some.
+
+    Args:
+        x: (B, D), or (B, D, L). weight: (D, W). bias: (D,).
+        conv_state: (B, D, S) with S >= W-1, the last S inputs; shifted in place.
+        activation: None, "silu" or "swish".
+
+    Returns:
+        out, of x's shape and dtype.
+    """
+    new = x.unsqueeze(-1) if x.dim() == 2 else x
+    state = conv_state[..., conv_state.shape[-1] - (weight.shape[1] - 1) :]
+    out = causal_conv1d_fn(new, weight, bias, initial_states=state, activation=activation)
+    conv_state.copy_(torch.cat([conv_state, new.to(conv_state.dtype)], dim=-1)[..., new.shape[-1] :])
+    return out.squeeze(-1) if x.dim() == 2 else out

@@ -51,10 +51,7 @@ def train(
     slow: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Minimise the sum of loss(step)'s parts; ``after`` is called after each step.
-
-    Raises FloatingPointError when the loss is not finite.
-    """
+    """Minimise the sum of loss(step)'s parts. Raises FloatingPointError when a loss that is logged is not finite."""
     device = next(model.parameters()).device
     groups = parameter_groups(model.named_parameters(), lr, decay, slow or {})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device.type == "cuda")

@@ -79,13 +79,17 @@ def gold_windows(gold: Tensor, starts: Tensor, window: int) -> Tensor:
     return ((first >= 0) & (starts <= first) & (last < starts + window) & (starts >= 0)).any(1)
 
 
+def without_padding(questions: Tensor) -> Tensor:
+    """Questions (Q, M), cut to the longest: scores are computed for every column."""
+    return questions[:, : int((questions > 0).any(0).nonzero().max()) + 1]
+
+
 def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
     """-log of the share of the gold windows among every window of every crop of the batch."""
     searcher = model.searcher()
     window, stride = searcher.config.window, searcher.config.stride
     keys = searcher.segment_keys(segments(batch.crops, searcher.config).flatten(0, 1))
-    width = int((batch.questions > 0).any(0).nonzero().max()) + 1
-    query = searcher.ask(batch.questions[:, :width]).query
+    query = searcher.ask(without_padding(batch.questions)).query
     n_crops = len(batch.crops)
     maxima = half_window_maxima(query, keys.flatten(0, 1).to(torch.bfloat16), stride).float()
     scores = window_scores(query, maxima.unflatten(-1, (n_crops, -1)))
@@ -108,9 +112,7 @@ def search_book(
     keys = keys.flatten(0, 1).to(torch.bfloat16)
     found = []
     for part in questions.split(rows):
-        search = StreamingSearch(
-            searcher.ask(part[:, : int((part > 0).any(0).nonzero().max()) + 1]).query, k, searcher.config.stride
-        )
+        search = StreamingSearch(searcher.ask(without_padding(part)).query, k, searcher.config.stride)
         for chunk in keys.split(64 * block):
             search.push(chunk)
         found.append((search.top.starts, search.top.scores))

@@ -55,28 +55,6 @@ def causal_conv1d_fn(
     return out, final if final_states_out is None else final_states_out.copy_(final)
 
 
-def causal_conv1d_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
-) -> Tensor:
-    """Continue a convolution by one token, or by some.
-
-    Args:
-        x: (B, D), or (B, D, L). weight: (D, W). bias: (D,).
-        conv_state: (B, D, S) with S >= W-1, the last S inputs; shifted in place.
-        activation: None, "silu" or "swish".
-
-    Returns:
-        out, of x's shape and dtype.
-    """
-    new = x.unsqueeze(-1) if x.dim() == 2 else x
-    history = weight.shape[1] - 1
-    state = conv_state[..., conv_state.shape[-1] - history :]
-    out = causal_conv1d_fn(new, weight, bias, initial_states=state, activation=activation)
-    assert isinstance(out, Tensor)
-    conv_state.copy_(torch.cat([conv_state, new.to(conv_state.dtype)], dim=-1)[..., new.shape[-1] :])
-    return out.squeeze(-1) if x.dim() == 2 else out
-
-
 def _final_states(x: Tensor, history: int, seq_idx: Tensor | None, initial: Tensor | None) -> Tensor:
     batch, dim, length = x.shape
     final = x[..., max(0, length - history) :]

@@ -2,6 +2,8 @@ import pytest
 import torch
 from triton_checks import DEVICE, TOLERANCE, check, laid_out, rand
 
+from mamba_ssm.ops import backend
+from mamba_ssm.ops.causal_conv1d import causal_conv1d_update
 from mamba_ssm.ops.gpu import causal_conv1d as gpu
 from mamba_ssm.ops.reference import causal_conv1d as reference
 
@@ -45,8 +47,9 @@ def test_update_continues_a_prefill():
     x, weight = laid_out(rand(2, 6, 9), "channel-last"), rand(6, 4)
     whole = reference.causal_conv1d_fn(x, weight, activation="silu")
     state = torch.zeros(2, 6, 4, device=DEVICE)
-    parts = [gpu.causal_conv1d_update(x[..., :4], state, weight, activation="silu")]
-    parts += [gpu.causal_conv1d_update(x[..., t], state, weight, activation="silu")[..., None] for t in range(4, 9)]
+    with backend.use("triton"):
+        parts = [causal_conv1d_update(x[..., :4], state, weight, activation="silu")]
+        parts += [causal_conv1d_update(x[..., t], state, weight, activation="silu")[..., None] for t in range(4, 9)]
     torch.testing.assert_close(torch.cat(parts, dim=-1), whole)
     torch.testing.assert_close(state, x[..., -4:])
 
