@@ -1,0 +1,406 @@
+#include "scan_tile.cuh"
+// Gradients of the selective scan, walking time backwards. With dy = dout silu(z) and the adjoint state
+//
+//   dh_t = exp(dt_{t+1} A) dh_{t+1} + dy_t C_t                 (after the last step: the gradient of the last state)
+//
+// they are   dC_t = sum_d dy_t h_t     dB_t = sum_d dt_t u_t dh_t     du_t = dt_t <dh_t, B_t> + D dy_t
+//            ddt_t = u_t <dh_t, B_t> + <q_t, A>     dA = sum_t dt_t q_t     with q_t = dh_t exp(dt_t A) h_{t-1}
+//
+// A tile begins at a state that the forward saved. A first walk through the tile finds the states before every SUB-th
+// step; then, last first, SUB steps are walked forwards, their decays kept in registers, and backwards. Sums over channels
+// leave one partial sum a block, which the caller adds, so the order of the additions never varies.
+
+struct Parameters {
+    const U_TYPE* u;
+    const DELTA_TYPE* delta;
+    const float* A;  // (D, N)
+    const B_TYPE* B;
+    const C_TYPE* C;
+    const float* D;       // (D), or null
+    const Z_TYPE* z;      // null where HAS_Z is 0
+    const float* bias;    // (D), or null
+    const float* saved;   // (B, ceil(L / TILE), D, N): the states before each tile
+    const int* sequence;  // (B, L) where PACKED
+    const U_TYPE* dout;
+    const float* dlast;  // (B, D, N), or null
+    U_TYPE* du;
+    DELTA_TYPE* ddelta;
+    Z_TYPE* dz;
+    U_TYPE* out;      // the output of the forward, made again; or null
+    float* dA;        // (B, chunks, D, N)
+    float* dBC;       // (blocks of a group, 2, B, groups, L, LANES * NS)
+    float* dD;        // (B, chunks, D), or null
+    float* dbias;     // (B, chunks, D), or null
+    float* dinitial;  // (B, D, N), or null
+    float* carry;     // (B, chunks, D, N): what each chunk adds to the adjoint state before it
+    float* decay;     // (B, chunks, D): the sum of dt over each chunk; -1 where a sequence began in it
+    int64 u_b, u_d, u_t, delta_b, delta_d, delta_t, z_b, z_d, z_t, dout_b, dout_d, dout_t;
+    int64 du_b, du_d, du_t, ddelta_b, ddelta_d, ddelta_t, dz_b, dz_d, dz_t, out_b, out_d, out_t;
+    int64 B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t;
+    int64 batch, dim, group_dim, length, chunk_length, chunks;
+};
+
+constexpr int SLOTS = 32 / LANES;       // pairs of channels of a warp
+constexpr int PADDED_N = LANES * NS;    // states, the unused ones of the last lane included
+constexpr int HELD = SUB * 2 / LANES;   // sums over states that a lane holds after SUB steps
+static_assert(HELD >= 1 && TILE % SUB == 0 && SUB % 2 == 0, "a lane holds whole sums");
+
+struct Warp {
+    float2 dtx[WARP_CHANNELS][PAIR_ROW];
+    float dy[WARP_CHANNELS][ROW];  // of steps still to come; <q, A> of those that are done
+    float y[WARP_CHANNELS][ROW];
+    float dx[WARP_CHANNELS][ROW];  // <dh, B>
+    float states[TILE / SUB][2 * NS][32];
+    float parts[2][SUB][SLOTS][PADDED_N];  // dB and dC of SUB steps, a sum for each pair of channels
+    float sums[2][TILE][PADDED_N];         // the same of the whole tile and warp
+};
+
+struct __align__(16) Shared {
+    float BC[TILE][BC_ROW];
+    Warp warps[WARPS];
+};
+
+DECLARE_SHARED(Shared);
+
+template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
+    Shared& shared = SHARED_POOL(Shared);
+    const Lane me;
+    Warp& mine = shared.warps[me.warp];
+
+    const int64 group_blocks = (p.group_dim + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
+    const int64 groups = p.dim / p.group_dim, blocks = groups * group_blocks;
+    const int64 row = blockIdx.x / blocks / p.chunks, chunk = blockIdx.x / blocks % p.chunks;
+    if (STATE_ONLY && chunk == 0) return;
+    const int64 group = blockIdx.x % blocks / group_blocks, block = blockIdx.x % group_blocks;
+    const int in_group = int(block) * BLOCK_CHANNELS + me.warp * WARP_CHANNELS;
+    const int64 d0 = group * p.group_dim + in_group;
+    const int channels = int(p.group_dim) - in_group;
+    const int64 start = chunk * p.chunk_length, stop = min(start + p.chunk_length, p.length);
+    const int64 last_tile = start + (stop - start - 1) / TILE * TILE;
+
+    const int own_channels = channels - me.own_c;
+    const int64 own_d = d0 + me.own_c;
+    float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C], dD[OWN_C], dbias[OWN_C];
+#pragma unroll
+    for (int c = 0; c < OWN_C; ++c) {
+        bias[c] = p.bias && c < own_channels ? p.bias[own_d + c] : 0.0f;
+        skip[c] = p.D && c < own_channels ? p.D[own_d + c] : 0.0f;
+        dt_sum[c] = dD[c] = dbias[c] = 0.0f;
+    }
+
+    float A2[2][NS], dh[2][NS], dA[2][NS];
+    int64 state_at[2];
+    bool state_in[2][NS];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        state_at[k] = (d0 + me.channel(k)) * STATES + me.slot * NS;
+#pragma unroll
+        for (int n = 0; n < NS; ++n) {
+            state_in[k][n] = me.channel(k) < channels && me.slot * NS + n < STATES;
+            A2[k][n] = state_in[k][n] ? p.A[state_at[k] + n] * LOG2E : 0.0f;
+            dh[k][n] = dA[k][n] = 0.0f;
+            if (!STATE_ONLY && p.dlast && state_in[k][n]) dh[k][n] = p.dlast[row * p.dim * STATES + state_at[k] + n];
+        }
+    }
+    if (!STATE_ONLY)
+        for (int64 j = (row + 1) * p.chunks - 1; j > row * p.chunks + chunk; --j)
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                float sum = me.channel(k) < channels ? p.decay[j * p.dim + d0 + me.channel(k)] : 0.0f;
+#pragma unroll
+                for (int n = 0; n < NS; ++n)
+                    if (state_in[k][n])
+                        dh[k][n] = (sum < 0.0f ? 0.0f : exp2_fast(A2[k][n] * sum) * dh[k][n]) +
+                                   p.carry[j * p.dim * STATES + state_at[k] + n];
+            }
+
+    Own<U_TYPE> u_next, dout_next;
+    Own<DELTA_TYPE> delta_next;
+    Own<Z_TYPE> z_next;
+    States<B_TYPE, B_LAYOUT> B_next;
+    States<C_TYPE, C_LAYOUT> C_next;
+    auto fetch = [&](int64 t0) {
+        const int left = int(stop - t0), own_left = left - me.own_t;
+        const int64 t = t0 + me.own_t;
+        if (!STATE_ONLY)
+            u_next = load_own<U_TYPE, U_LAYOUT>(p.u + row * p.u_b + own_d * p.u_d + t * p.u_t, p.u_d, p.u_t, own_channels,
+                                                own_left);
+        delta_next = load_own<DELTA_TYPE, DELTA_LAYOUT>(p.delta + row * p.delta_b + own_d * p.delta_d + t * p.delta_t,
+                                                        p.delta_d, p.delta_t, own_channels, own_left);
+        if (HAS_Z)
+            z_next = load_own<Z_TYPE, Z_LAYOUT>(p.z + row * p.z_b + own_d * p.z_d + t * p.z_t, p.z_d, p.z_t, own_channels,
+                                                own_left);
+        dout_next = load_own<U_TYPE, DOUT_LAYOUT>(p.dout + row * p.dout_b + own_d * p.dout_d + t * p.dout_t, p.dout_d,
+                                                  p.dout_t, own_channels, own_left);
+        if (!STATE_ONLY) B_next.load(p.B + row * p.B_b + group * p.B_g + t0 * p.B_t, p.B_n, p.B_t, left);
+        C_next.load(p.C + row * p.C_b + group * p.C_g + t0 * p.C_t, p.C_n, p.C_t, left);
+    };
+    fetch(last_tile);
+    bool began = false;
+    const int first = me.channel(0), second = me.channel(1);
+    for (int64 t0 = last_tile; t0 >= start; t0 -= TILE) {
+        if (!STATE_ONLY) B_next.store(shared.BC, 0);
+        C_next.store(shared.BC, 1);
+        const int own_left = int(stop - t0) - me.own_t;
+        const Own<U_TYPE> u_now = u_next, dout_now = dout_next;
+        const Own<DELTA_TYPE> delta_now = delta_next;
+        const Own<Z_TYPE> z_now = z_next;
+        {
+            float dt[OWNED], x[OWNED], dy[OWNED];
+#pragma unroll
+            for (int c = 0; c < OWN_C; ++c)
+#pragma unroll
+                for (int t = 0; t < OWN_T; ++t) {
+                    int i = c * OWN_T + t;
+                    float raw = to_float(delta_now.at[i]) + bias[c];
+                    dt[i] = t < own_left ? (SOFTPLUS ? softplus(raw) : raw) : 0.0f;
+                    x[i] = STATE_ONLY ? 0.0f : dt[i] * to_float(u_now.at[i]);
+                    dy[i] = to_float(dout_now.at[i]);
+                    if (HAS_Z) dy[i] *= silu(to_float(z_now.at[i]));
+                    if (STATE_ONLY) dt_sum[c] += dt[i];
+                }
+            write_pairs(mine.dtx, me, dt, x);
+            write_row(mine.dy, me, dy);
+        }
+        if (t0 > start) fetch(t0 - TILE);
+        uint32 resets = 0;
+        if (PACKED) resets = resets_of_tile(p.sequence + row * p.length, t0, stop, me.lane);
+        if (PACKED && resets) began = true;
+        float h[2][NS];
+        if (!STATE_ONLY) {
+            const int64 at = (row * ((p.length + TILE - 1) / TILE) + t0 / TILE) * p.dim * STATES;
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+#pragma unroll
+                for (int n = 0; n < NS; ++n) h[k][n] = state_in[k][n] ? p.saved[at + state_at[k] + n] : 0.0f;
+        }
+        __syncthreads();
+
+        if (STATE_ONLY) {
+#pragma unroll 2
+            for (int t = TILE - 1; t >= 0; --t) {
+                const float* bc = shared.BC[t] + me.slot * 2 * NS + NS;
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const int c = me.channel(k);
+                    const float dt = mine.dtx[c][t].x, dy = mine.dy[c][t];
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+                        dh[k][n] = fmaf(dy, bc[n], dh[k][n]) * exp2_fast(dt * A2[k][n]);
+                        if (PACKED && resets >> t & 1) dh[k][n] = 0.0f;
+                    }
+                }
+            }
+            __syncthreads();
+            continue;
+        }
+
+        // One step forwards: p = exp(dt A) h before it, h after it.
+        auto step = [&](int t, const float (&dt)[2], const float (&x)[2], const float* B, float (&a)[2][NS],
+                        float (&decayed)[2][NS]) {
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+                    a[k][n] = exp2_fast(dt[k] * A2[k][n]);
+                    decayed[k][n] = PACKED && resets >> t & 1 ? 0.0f : a[k][n] * h[k][n];
+                    h[k][n] = fmaf(x[k], B[n], decayed[k][n]);
+                }
+        };
+
+#pragma unroll 1
+        for (int s = 0; s < TILE / SUB - 1; ++s) {
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+#pragma unroll
+                for (int n = 0; n < NS; ++n) mine.states[s][k * NS + n][me.lane] = h[k][n];
+#pragma unroll
+            for (int i = 0; i < SUB; i += 2) {
+                const int t = s * SUB + i;
+                const float4 one = *reinterpret_cast<const float4*>(&mine.dtx[first][t]);
+                const float4 two = *reinterpret_cast<const float4*>(&mine.dtx[second][t]);
+                float a[2][NS], decayed[2][NS];
+                const Pack<float, NS> B0 = load_pack<float, NS>(&shared.BC[t][me.slot * 2 * NS]);
+                const Pack<float, NS> B1 = load_pack<float, NS>(&shared.BC[t + 1][me.slot * 2 * NS]);
+                step(t, {one.x, two.x}, {one.y, two.y}, B0.at, a, decayed);
+                step(t + 1, {one.z, two.z}, {one.w, two.w}, B1.at, a, decayed);
+            }
+        }
+
+#pragma unroll 1
+        for (int s = TILE / SUB - 1; s >= 0; --s) {
+            if (s < TILE / SUB - 1)
+#pragma unroll
+                for (int k = 0; k < 2; ++k)
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) h[k][n] = mine.states[s][k * NS + n][me.lane];
+            float a[SUB][2][NS], decayed[SUB][2][NS];
+            {
+                float y[2][SUB];
+#pragma unroll
+                for (int i = 0; i < SUB; ++i) {
+                    const int t = s * SUB + i;
+                    const float2 one = mine.dtx[first][t], two = mine.dtx[second][t];
+                    const float dy[2] = {mine.dy[first][t], mine.dy[second][t]};
+                    const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
+                    step(t, {one.x, two.x}, {one.y, two.y}, bc.at, a[i], decayed[i]);
+                    Pack<float, NS> dC;
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+                        dC.at[n] = fmaf(dy[1], h[1][n], dy[0] * h[0][n]);
+#pragma unroll
+                        for (int k = 0; k < 2; ++k)
+                            y[k][i] = n == 0 ? h[k][n] * bc.at[NS] : fmaf(h[k][n], bc.at[NS + n], y[k][i]);
+                    }
+                    store_pack<float, NS>(&mine.parts[1][i][me.channels / 2][me.slot * NS], dC);
+                }
+                if (HAS_Z) {
+                    sum_over_states<SUB>(y, me);
+#pragma unroll
+                    for (int i = 0; i < HELD; ++i) mine.y[first][s * SUB + first_step<SUB>(me) + i] = y[0][i];
+                }
+            }
+            float dx[2][SUB], dd[2][SUB];
+#pragma unroll
+            for (int i = SUB - 1; i >= 0; --i) {
+                const int t = s * SUB + i;
+                const float2 one = mine.dtx[first][t], two = mine.dtx[second][t];
+                const float dt[2] = {one.x, two.x}, x[2] = {one.y, two.y};
+                const float dy[2] = {mine.dy[first][t], mine.dy[second][t]};
+                const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
+                Pack<float, NS> dB;
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                    for (int k = 0; k < 2; ++k) {
+                        dh[k][n] = fmaf(dy[k], bc.at[NS + n], dh[k][n]);
+                        const float q = dh[k][n] * decayed[i][k][n];
+                        dx[k][i] = n == 0 ? dh[k][n] * bc.at[0] : fmaf(dh[k][n], bc.at[n], dx[k][i]);
+                        dd[k][i] = n == 0 ? q * A2[k][0] : fmaf(q, A2[k][n], dd[k][i]);
+                        dA[k][n] = fmaf(dt[k], q, dA[k][n]);
+                        dB.at[n] = k == 0 ? x[0] * dh[0][n] : fmaf(x[1], dh[1][n], dB.at[n]);
+                    }
+#pragma unroll
+                    for (int k = 0; k < 2; ++k)
+                        dh[k][n] = PACKED && resets >> t & 1 ? 0.0f : dh[k][n] * a[i][k][n];
+                }
+                store_pack<float, NS>(&mine.parts[0][i][me.channels / 2][me.slot * NS], dB);
+            }
+            sum_over_states<SUB>(dx, me);
+            sum_over_states<SUB>(dd, me);
+#pragma unroll
+            for (int i = 0; i < HELD; ++i) {
+                const int t = s * SUB + first_step<SUB>(me) + i;
+                mine.dx[first][t] = dx[0][i];
+                mine.dy[first][t] = dd[0][i];  // every lane has read dy of these steps before the shuffles
+            }
+            __syncwarp();
+            constexpr int FOURS = 2 * SUB * PADDED_N / 4;
+#pragma unroll
+            for (int j = 0; j < (FOURS + 31) / 32; ++j) {
+                const int four = me.lane + j * 32;
+                if (FOURS % 32 && four >= FOURS) break;
+                const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % SUB, part = four / (PADDED_N / 4 * SUB);
+                float4 sum = *reinterpret_cast<const float4*>(&mine.parts[part][i][0][n]);
+#pragma unroll
+                for (int slot = 1; slot < SLOTS; ++slot) {
+                    const float4 more = *reinterpret_cast<const float4*>(&mine.parts[part][i][slot][n]);
+                    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+                }
+                *reinterpret_cast<float4*>(&mine.sums[part][s * SUB + i][n]) = sum;
+            }
+            __syncwarp();
+        }
+
+        {
+            float y[OWNED], dx[OWNED], dd[OWNED], dt[OWNED], x[OWNED];
+            if (HAS_Z) read_row(mine.y, me, y);
+            read_row(mine.dx, me, dx);
+            read_row(mine.dy, me, dd);
+            read_pairs(mine.dtx, me, dt, x);
+            Own<U_TYPE> du, out;
+            Own<DELTA_TYPE> ddelta;
+            Own<Z_TYPE> dz;
+#pragma unroll
+            for (int i = 0; i < OWNED; ++i) {
+                const int c = i / OWN_T;
+                const float u = to_float(u_now.at[i]), dout = to_float(dout_now.at[i]);
+                float dy = dout;
+                if (HAS_Z) {
+                    const float z = to_float(z_now.at[i]), gate = sigmoid(z), full = fmaf(skip[c], u, y[i]);
+                    dy *= z * gate;
+                    dz.at[i] = from_float<Z_TYPE>(dout * full * gate * fmaf(z, 1.0f - gate, 1.0f));
+                    out.at[i] = from_float<U_TYPE>(full * (z * gate));
+                }
+                float slope = fmaf(dx[i], u, dd[i] * LN2);
+                if (SOFTPLUS) slope *= sigmoid(to_float(delta_now.at[i]) + bias[c]);
+                if (i % OWN_T >= own_left) slope = 0.0f;
+                du.at[i] = from_float<U_TYPE>(fmaf(dx[i], dt[i], skip[c] * dy));
+                ddelta.at[i] = from_float<DELTA_TYPE>(slope);
+                dD[c] = fmaf(dy, u, dD[c]);
+                dbias[c] += slope;
+            }
+            const int64 t = t0 + me.own_t;
+            store_own<U_TYPE, DU_LAYOUT>(p.du + row * p.du_b + own_d * p.du_d + t * p.du_t, du, p.du_d, p.du_t,
+                                         own_channels, own_left);
+            store_own<DELTA_TYPE, DDELTA_LAYOUT>(p.ddelta + row * p.ddelta_b + own_d * p.ddelta_d + t * p.ddelta_t, ddelta,
+                                                 p.ddelta_d, p.ddelta_t, own_channels, own_left);
+            if (HAS_Z)
+                store_own<Z_TYPE, DZ_LAYOUT>(p.dz + row * p.dz_b + own_d * p.dz_d + t * p.dz_t, dz, p.dz_d, p.dz_t,
+                                             own_channels, own_left);
+            if (HAS_Z && p.out)
+                store_own<U_TYPE, OUT_LAYOUT>(p.out + row * p.out_b + own_d * p.out_d + t * p.out_t, out, p.out_d, p.out_t,
+                                              own_channels, own_left);
+        }
+        __syncthreads();
+        for (int four = threadIdx.x; four < 2 * TILE * PADDED_N / 4; four += THREADS) {
+            const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % TILE, part = four / (PADDED_N / 4 * TILE);
+            if (t0 + i >= stop) continue;
+            float4 sum = *reinterpret_cast<const float4*>(&shared.warps[0].sums[part][i][n]);
+#pragma unroll
+            for (int w = 1; w < WARPS; ++w) {
+                const float4 more = *reinterpret_cast<const float4*>(&shared.warps[w].sums[part][i][n]);
+                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+            }
+            const int64 at = (((block * 2 + part) * p.batch + row) * groups + group) * p.length + t0 + i;
+            *reinterpret_cast<float4*>(p.dBC + at * PADDED_N + n) = sum;
+        }
+    }
+
+    if (STATE_ONLY) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+#pragma unroll
+            for (int n = 0; n < NS; ++n)
+                if (state_in[k][n]) p.carry[(row * p.chunks + chunk) * p.dim * STATES + state_at[k] + n] = dh[k][n];
+#pragma unroll
+        for (int c = 0; c < OWN_C; ++c) {
+            float sum = sum_over_owners(dt_sum[c]);
+            if (me.own_t == 0 && c < own_channels)
+                p.decay[(row * p.chunks + chunk) * p.dim + own_d + c] = began ? -1.0f : sum;
+        }
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+#pragma unroll
+        for (int n = 0; n < NS; ++n)
+            if (state_in[k][n]) {
+                p.dA[(row * p.chunks + chunk) * p.dim * STATES + state_at[k] + n] = dA[k][n];
+                if (p.dinitial && chunk == 0) p.dinitial[row * p.dim * STATES + state_at[k] + n] = dh[k][n];
+            }
+#pragma unroll
+    for (int c = 0; c < OWN_C; ++c) {
+        float sum_D = sum_over_owners(dD[c]), sum_bias = sum_over_owners(dbias[c]);
+        if (me.own_t == 0 && c < own_channels) {
+            const int64 at = (row * p.chunks + chunk) * p.dim + own_d + c;
+            if (p.dD) p.dD[at] = sum_D;
+            if (p.dbias) p.dbias[at] = sum_bias;
+        }
+    }
+}
+
+// What each chunk but the first adds to the adjoint state before it, from an adjoint of zero after it.
+extern "C" __global__ void __launch_bounds__(THREADS) scan_chunks(const Parameters p) { scan<true>(p); }
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(const Parameters p) { scan<false>(p); }

@@ -1,0 +1,224 @@
+#include "scan_tile.cuh"
+// The selective scan forward (Gu & Dao 2023, arXiv 2312.00752, equation 4 and algorithm 2). For each row of the batch and
+// each channel, over time, with N states h:
+//
+//   dt = softplus(delta + bias)    h <- exp(dt A) h + (dt u) B    y = <C, h> + D u    out = y silu(z)
+//
+// Bound: N + 3 special functions a number of u, 16 a clock and multiprocessor, so 1.1e11 numbers a second at N = 16 on an
+// H100; 8 bytes of bf16 move a number, which at 3 TB/s is 3.7e11. The kernel must hence spend few other instructions: two
+// channels share each B and C that is read, softplus and gate are computed once a number by the lane that loads it, and
+// the sums over states are scattered over lanes, one shuffle an output and lane.
+
+struct Parameters {
+    const U_TYPE* u;
+    const DELTA_TYPE* delta;
+    const float* A;  // (D, N)
+    const B_TYPE* B;
+    const C_TYPE* C;
+    const float* D;        // (D), or null
+    const Z_TYPE* z;       // null where HAS_Z is 0
+    const float* bias;     // (D), or null
+    const float* initial;  // (B, D, N), or null
+    const int* sequence;   // (B, L) where PACKED
+    U_TYPE* out;
+    float* last;   // (B, D, N): the state after the last step
+    float* saved;  // (B, ceil(L / SAVE_EVERY), D, N): the states before every SAVE_EVERY-th step; or null
+    float* carry;  // (B, chunks, D, N): the state that each chunk adds
+    float* decay;  // (B, chunks, D): the sum of dt over each chunk; -1 where a sequence began in it
+    int64 u_b, u_d, u_t, delta_b, delta_d, delta_t, z_b, z_d, z_t, out_b, out_d, out_t;
+    int64 B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t;
+    int64 dim, group_dim, length, chunk_length, chunks;
+};
+
+struct __align__(16) Shared {
+    float BC[2][TILE][BC_ROW];
+    float2 dtx[WARPS][WARP_CHANNELS][PAIR_ROW];
+    float y[WARPS][WARP_CHANNELS][ROW];
+};
+
+DECLARE_SHARED(Shared);
+
+template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
+    Shared& shared = SHARED_POOL(Shared);
+    const Lane me;
+
+    const int64 group_blocks = (p.group_dim + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
+    const int64 blocks = p.dim / p.group_dim * group_blocks;
+    const int64 row = blockIdx.x / blocks / p.chunks, chunk = blockIdx.x / blocks % p.chunks;
+    if (STATE_ONLY && chunk == p.chunks - 1) return;
+    const int64 group = blockIdx.x % blocks / group_blocks;
+    const int in_group = blockIdx.x % group_blocks * BLOCK_CHANNELS + me.warp * WARP_CHANNELS;
+    const int64 d0 = group * p.group_dim + in_group;  // the warp's first channel
+    const int channels = int(p.group_dim) - in_group;  // how many there are from it on
+    const int64 start = chunk * p.chunk_length, stop = min(start + p.chunk_length, p.length);
+
+    const int own_channels = channels - me.own_c;
+    const int64 own_d = d0 + me.own_c;
+    const U_TYPE* u_at = p.u + row * p.u_b + own_d * p.u_d + (start + me.own_t) * p.u_t;
+    const DELTA_TYPE* delta_at = p.delta + row * p.delta_b + own_d * p.delta_d + (start + me.own_t) * p.delta_t;
+    const Z_TYPE* z_at = p.z + row * p.z_b + own_d * p.z_d + (start + me.own_t) * p.z_t;
+    U_TYPE* out_at = p.out + row * p.out_b + own_d * p.out_d + (start + me.own_t) * p.out_t;
+    const B_TYPE* B_at = p.B + row * p.B_b + group * p.B_g + start * p.B_t;
+    const C_TYPE* C_at = p.C + row * p.C_b + group * p.C_g + start * p.C_t;
+
+    float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C];
+#pragma unroll
+    for (int c = 0; c < OWN_C; ++c) {
+        bias[c] = p.bias && c < own_channels ? p.bias[own_d + c] : 0.0f;
+        skip[c] = p.D && c < own_channels ? p.D[own_d + c] : 0.0f;
+        dt_sum[c] = 0.0f;
+    }
+
+    float A2[2][NS], h[2][NS];
+    int64 state_at[2];  // of the lane's first state, in an array (D, N)
+    bool state_in[2][NS];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        state_at[k] = (d0 + me.channel(k)) * STATES + me.slot * NS;
+#pragma unroll
+        for (int n = 0; n < NS; ++n) {
+            state_in[k][n] = me.channel(k) < channels && me.slot * NS + n < STATES;
+            A2[k][n] = state_in[k][n] ? p.A[state_at[k] + n] * LOG2E : 0.0f;
+            h[k][n] = 0.0f;
+            if (!STATE_ONLY && p.initial && state_in[k][n]) h[k][n] = p.initial[row * p.dim * STATES + state_at[k] + n];
+        }
+    }
+    if (!STATE_ONLY)
+        for (int64 j = row * p.chunks; j < row * p.chunks + chunk; ++j)
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                float sum = me.channel(k) < channels ? p.decay[j * p.dim + d0 + me.channel(k)] : 0.0f;
+#pragma unroll
+                for (int n = 0; n < NS; ++n)
+                    if (state_in[k][n])
+                        h[k][n] = (sum < 0.0f ? 0.0f : exp2_fast(A2[k][n] * sum) * h[k][n]) +
+                                  p.carry[j * p.dim * STATES + state_at[k] + n];
+            }
+
+    Own<U_TYPE> u_next;
+    Own<DELTA_TYPE> delta_next;
+    Own<Z_TYPE> z_next;
+    States<B_TYPE, B_LAYOUT> B_next;
+    States<C_TYPE, C_LAYOUT> C_next;
+    bool began = false;
+    auto fetch = [&](int64 t0) {
+        int left = int(stop - t0), own_left = left - me.own_t;
+        u_next = load_own<U_TYPE, U_LAYOUT>(u_at, p.u_d, p.u_t, own_channels, own_left);
+        delta_next = load_own<DELTA_TYPE, DELTA_LAYOUT>(delta_at, p.delta_d, p.delta_t, own_channels, own_left);
+        if (!STATE_ONLY && HAS_Z) z_next = load_own<Z_TYPE, Z_LAYOUT>(z_at, p.z_d, p.z_t, own_channels, own_left);
+        B_next.load(B_at, p.B_n, p.B_t, left);
+        if (!STATE_ONLY) C_next.load(C_at, p.C_n, p.C_t, left);
+        u_at += TILE * p.u_t, delta_at += TILE * p.delta_t, z_at += TILE * p.z_t;
+        B_at += TILE * p.B_t, C_at += TILE * p.C_t;
+    };
+    fetch(start);
+    int buffer = 0;
+    for (int64 t0 = start; t0 < stop; t0 += TILE, buffer ^= 1) {
+        B_next.store(shared.BC[buffer], 0);
+        if (!STATE_ONLY) C_next.store(shared.BC[buffer], 1);
+        const int own_left = int(stop - t0) - me.own_t;
+        const Own<U_TYPE> u_now = u_next;
+        const Own<Z_TYPE> z_now = z_next;
+        float dt[OWNED], x[OWNED];
+#pragma unroll
+        for (int c = 0; c < OWN_C; ++c)
+#pragma unroll
+            for (int t = 0; t < OWN_T; ++t) {
+                int i = c * OWN_T + t;
+                float raw = to_float(delta_next.at[i]) + bias[c];
+                dt[i] = t < own_left ? (SOFTPLUS ? softplus(raw) : raw) : 0.0f;  // dt = 0 leaves the state alone
+                x[i] = dt[i] * to_float(u_now.at[i]);
+                if (STATE_ONLY) dt_sum[c] += dt[i];
+            }
+        write_pairs(shared.dtx[me.warp], me, dt, x);
+        if (t0 + TILE < stop) fetch(t0 + TILE);
+        if (!STATE_ONLY && p.saved && t0 % SAVE_EVERY == 0) {
+            const int64 at = (row * ((p.length + SAVE_EVERY - 1) / SAVE_EVERY) + t0 / SAVE_EVERY) * p.dim * STATES;
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+#pragma unroll
+                for (int n = 0; n < NS; ++n)
+                    if (state_in[k][n]) p.saved[at + state_at[k] + n] = h[k][n];
+        }
+        uint32 resets = 0;
+        if (PACKED) resets = resets_of_tile(p.sequence + row * p.length, t0, stop, me.lane);
+        if (PACKED && resets) began = true;
+        __syncthreads();
+
+        const float2* first = shared.dtx[me.warp][me.channel(0)];
+        const float2* second = shared.dtx[me.warp][me.channel(1)];
+#pragma unroll 2
+        for (int g = 0; g < TILE; g += GROUP) {
+            float y[2][GROUP];
+#pragma unroll
+            for (int i = 0; i < GROUP; i += 2) {
+                const float4 pairs[2] = {*reinterpret_cast<const float4*>(first + g + i),
+                                         *reinterpret_cast<const float4*>(second + g + i)};
+#pragma unroll
+                for (int s = 0; s < 2; ++s) {
+                    const float* states = shared.BC[buffer][g + i + s] + me.slot * 2 * NS;
+                    const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(states);
+                    if (PACKED && resets >> (g + i + s) & 1) {
+#pragma unroll
+                        for (int k = 0; k < 2; ++k)
+#pragma unroll
+                            for (int n = 0; n < NS; ++n) h[k][n] = 0.0f;
+                    }
+#pragma unroll
+                    for (int k = 0; k < 2; ++k) {
+                        const float dt = s ? pairs[k].z : pairs[k].x, x = s ? pairs[k].w : pairs[k].y;
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) {
+                            h[k][n] = fmaf(exp2_fast(dt * A2[k][n]), h[k][n], x * bc.at[n]);
+                            if (!STATE_ONLY) {
+                                float c = bc.at[NS + n];
+                                y[k][i + s] = n == 0 ? h[k][n] * c : fmaf(h[k][n], c, y[k][i + s]);
+                            }
+                        }
+                    }
+                }
+            }
+            if (!STATE_ONLY) {
+                sum_over_states<GROUP>(y, me);
+                shared.y[me.warp][me.channel(0)][g + first_step<GROUP>(me)] = y[0][0];
+            }
+        }
+
+        if (!STATE_ONLY) {
+            __syncwarp();
+            float y[OWNED];
+            read_row(shared.y[me.warp], me, y);
+            Own<U_TYPE> out;
+#pragma unroll
+            for (int i = 0; i < OWNED; ++i) {
+                float v = fmaf(skip[i / OWN_T], to_float(u_now.at[i]), y[i]);
+                if (HAS_Z) v *= silu(to_float(z_now.at[i]));
+                out.at[i] = from_float<U_TYPE>(v);
+            }
+            store_own<U_TYPE, OUT_LAYOUT>(out_at, out, p.out_d, p.out_t, own_channels, own_left);
+            out_at += TILE * p.out_t;
+        }
+        __syncwarp();  // before the next tile overwrites what the warp's other lanes read
+    }
+
+    float* const end = STATE_ONLY ? p.carry + (row * p.chunks + chunk) * p.dim * STATES : p.last + row * p.dim * STATES;
+    if (STATE_ONLY || chunk == p.chunks - 1)
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+#pragma unroll
+            for (int n = 0; n < NS; ++n)
+                if (state_in[k][n]) end[state_at[k] + n] = h[k][n];
+    if (STATE_ONLY) {
+#pragma unroll
+        for (int c = 0; c < OWN_C; ++c) {
+            float sum = sum_over_owners(dt_sum[c]);
+            if (me.own_t == 0 && c < own_channels)
+                p.decay[(row * p.chunks + chunk) * p.dim + own_d + c] = began ? -1.0f : sum;
+        }
+    }
+}
+
+// What each chunk but the last adds to the state, from a state of zero.
+extern "C" __global__ void __launch_bounds__(THREADS) scan_chunks(const Parameters p) { scan<true>(p); }
+
+extern "C" __global__ void __launch_bounds__(THREADS) scan_forward(const Parameters p) { scan<false>(p); }

@@ -1,0 +1,43 @@
+"""How a (B, D, L) tensor lies in memory, and which vectors a kernel may load of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def channel_last(x: Tensor) -> bool:
+    """Whether neighbouring channels of x (B, D, L) are nearer in memory than neighbouring steps."""
+    return x.stride(1) <= x.stride(2)
+
+
+def empty_like_layout(x: Tensor) -> Tensor:
+    """Unwritten dense tensor of x's shape (B, D, L) whose fastest axis is x's."""
+    if channel_last(x):
+        return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
+    return x.new_empty(x.shape)
+
+
+def vectors(x: Tensor, axis: int, count: int) -> bool:
+    """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere in x."""
+    size = x.element_size()
+    aligned = min(16, count * size)
+    others = [s for i, (s, n) in enumerate(zip(x.stride(), x.shape, strict=True)) if i != axis and n > 1]
+    return (
+        (x.stride(axis) == 1 or x.shape[axis] == 1)
+        and x.data_ptr() % aligned == 0
+        and all(s * size % aligned == 0 for s in others)
+    )
+
+
+def pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def strides(*tensors: Tensor | None) -> list[int]:
+    """Of (B, D, L) tensors, one after the other; zeros where there is none."""
+    return [s for x in tensors for s in ((0, 0, 0) if x is None else x.stride())]
+
+
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -1,0 +1,302 @@
+"""The selective scan on an NVIDIA GPU, in CUDA C++: kernels/selective_scan_forward.cu and .._backward.cu tell how.
+
+Letters: B batch, D channels, L length, N state, G groups.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamba_ssm.errors import BackendError
+from mamba_ssm.ops.cuda import compiler
+from mamba_ssm.ops.cuda.layout import channel_last, empty_like_layout, multiprocessors, pointer, strides, vectors
+
+MAX_STATES = 256
+WARPS_OF_A_MULTIPROCESSOR = 12
+MIN_CHUNK = 128
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Shapes and results are the reference's, for real A, N at most 256, and B and C by token.
+
+    u, delta, z, B and C in fp32, fp16 or bf16, mixed freely, any strides; out has u's layout. Computed in fp32. All
+    inputs have gradients. Raises BackendError for what it does not take.
+    """
+    if A.is_complex() or B.is_complex() or C.is_complex() or B.dim() == 2 or C.dim() == 2:
+        raise BackendError("The CUDA scan takes a real A, and B and C by token: use the triton or reference back-end.")
+    if A.shape[1] > MAX_STATES:
+        raise BackendError(f"The CUDA scan takes at most {MAX_STATES} states, got {A.shape[1]}: use the reference.")
+    if any(m is not None and m.dtype == torch.float64 for m in (u, delta, A, B, C, D, z, delta_bias, initial_state)):
+        raise BackendError("The CUDA scan computes in fp32: use the reference back-end for fp64.")
+    B, C = (m.unsqueeze(1) if m.dim() == 3 else m for m in (B, C))
+    if B.shape[1] != C.shape[1]:
+        groups = max(B.shape[1], C.shape[1])
+        B, C = (m.repeat_interleave(groups // m.shape[1], dim=1) for m in (B, C))
+    A, D, delta_bias, initial_state = (
+        None if m is None else m.float().contiguous() for m in (A, D, delta_bias, initial_state)
+    )
+    seq_idx = None if seq_idx is None else seq_idx.int().contiguous()
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    # Asked here because forward() of an autograd function sees neither no_grad nor inference mode.
+    if torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in inputs):
+        out, last_state = _SelectiveScan.apply(*inputs, seq_idx, delta_softplus)
+    else:
+        out, last_state, _ = forward(*inputs, seq_idx, delta_softplus, save=False)
+    return (out, last_state) if return_last_state else out
+
+
+class _Cut(NamedTuple):
+    """How kernels/scan_tile.cuh cuts the work: constants of its head, and the steps that a backward keeps in registers."""
+
+    lanes: int
+    warps: int
+    tile: int
+    sub: int
+
+    @property
+    def channels(self) -> int:
+        """Of a block."""
+        return self.warps * 64 // self.lanes
+
+
+@cache
+def _cut(states: int) -> _Cut:
+    if states <= 16:
+        return _Cut(lanes=8, warps=4, tile=32, sub=8)
+    if states <= 32:
+        return _Cut(lanes=8, warps=4, tile=32, sub=4)
+    if states <= 64:
+        return _Cut(lanes=16, warps=4, tile=32, sub=8)
+    return _Cut(lanes=16, warps=1, tile=16, sub=8)
+
+
+def _padded_states(cut: _Cut, states: int) -> int:
+    of_lane = 1
+    while of_lane * cut.lanes < states:
+        of_lane *= 2
+    return of_lane * cut.lanes
+
+
+class _Launch:
+    """Constants and sizes that forward and backward of one call share."""
+
+    def __init__(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None, packed: bool) -> None:
+        self.device = u.device
+        self.batch, self.dim, self.length = u.shape
+        self.states, self.groups = A.shape[1], B.shape[1]
+        self.group_dim = self.dim // self.groups
+        self.cut = _cut(self.states)
+        self.padded = _padded_states(self.cut, self.states)
+        self.group_blocks = -(-self.group_dim // self.cut.channels)
+        self.blocks = self.batch * self.groups * self.group_blocks
+        wanted = WARPS_OF_A_MULTIPROCESSOR * multiprocessors(u.device) // max(1, self.blocks * self.cut.warps)
+        chunk = -(-self.length // max(1, min(wanted, self.length // MIN_CHUNK)))
+        self.chunk_length = -(-chunk // self.cut.tile) * self.cut.tile
+        self.chunks = -(-self.length // self.chunk_length)
+        owned = self.cut.tile * 2 // self.cut.lanes
+        self.own = 2 if channel_last(u) and owned >= 4 else 1
+        self.own_t = owned // self.own
+        of_lane = self.padded // self.cut.lanes
+        self.constants: dict[str, int | str | bool] = {
+            "STATES": self.states,
+            "LANES": self.cut.lanes,
+            "WARPS": self.cut.warps,
+            "TILE": self.cut.tile,
+            "OWN": self.own,
+            "U_TYPE": compiler.TYPES[u.dtype],
+            "DELTA_TYPE": compiler.TYPES[delta.dtype],
+            "Z_TYPE": compiler.TYPES[u.dtype if z is None else z.dtype],
+            "B_TYPE": compiler.TYPES[B.dtype],
+            "C_TYPE": compiler.TYPES[C.dtype],
+            "B_LAYOUT": _states_layout(B, of_lane),
+            "C_LAYOUT": _states_layout(C, of_lane),
+            "HAS_Z": z is not None,
+            "PACKED": packed,
+        }
+
+    def layouts(self, **tensors: Tensor | None) -> dict[str, int]:
+        """The constants NAME_LAYOUT of (B, D, L) tensors."""
+        axis, count = (1, 2) if self.own == 2 else (2, self.own_t)
+        even = self.own == 1 or self.group_dim % 2 == 0
+        return {
+            f"{name.upper()}_LAYOUT": self.own if x is not None and even and vectors(x, axis, count) else 0
+            for name, x in tensors.items()
+        }
+
+    def sizes(self) -> tuple[int, ...]:
+        return self.dim, self.group_dim, self.length, self.chunk_length, self.chunks
+
+    def run(self, file: str, name: str, constants: dict[str, int | str | bool], values: tuple[int, ...]) -> None:
+        launch = compiler.kernel(file, name, self.device, constants)
+        launch(self.blocks * self.chunks, self.cut.warps * 32, *values)
+
+    def chunk_buffers(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """carry (B, chunks, D, N) and decay (B, chunks, D); None when there is one chunk only."""
+        if self.chunks == 1:
+            return None, None
+        carry = like.new_empty(self.batch, self.chunks, self.dim, self.states, dtype=torch.float32)
+        return carry, like.new_empty(self.batch, self.chunks, self.dim, dtype=torch.float32)
+
+
+def _states_layout(m: Tensor, of_lane: int) -> int:
+    """Of B or C (B, G, N, L)."""
+    if vectors(m, 2, of_lane):
+        return 2
+    return 1 if m.stride(3) == 1 else 0
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    sequence: Tensor | None,
+    softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """out, last state, and with `save` the states that `backward` starts from. A, D, bias, initial fp32, contiguous."""
+    batch, dim, length = u.shape
+    out = empty_like_layout(u)
+    last = u.new_empty(batch, dim, A.shape[1], dtype=torch.float32)
+    if u.numel() == 0:
+        return out, last.zero_() if initial is None else last.copy_(initial), None
+    plan = _Launch(u, delta, A, B, C, z, sequence is not None)
+    tile = plan.cut.tile
+    saved = last.new_empty(batch, -(-length // tile), dim, A.shape[1]) if save else None
+    constants = (
+        plan.constants | plan.layouts(u=u, delta=delta, z=z, out=out) | {"SOFTPLUS": softplus, "SAVE_EVERY": tile}
+    )
+    carry, decay = plan.chunk_buffers(u)
+    values = (
+        *map(pointer, (u, delta, A, B, C, D, z, bias, initial, sequence, out, last, saved, carry, decay)),
+        *strides(u, delta, z, out),
+        *B.stride(),
+        *C.stride(),
+        *plan.sizes(),
+    )
+    if plan.chunks > 1:
+        plan.run("selective_scan_forward.cu", "scan_chunks", constants, values)
+    plan.run("selective_scan_forward.cu", "scan_forward", constants, values)
+    return out, last, saved
+
+
+class Gradients(NamedTuple):
+    """Of u, delta, z: in their dtypes and layouts. dB, dC: (B, G, N, L), fp32. The others: fp32. out: made again."""
+
+    du: Tensor
+    ddelta: Tensor
+    dA: Tensor
+    dB: Tensor
+    dC: Tensor
+    dD: Tensor | None
+    dz: Tensor | None
+    dbias: Tensor | None
+    dinitial: Tensor | None
+    out: Tensor | None
+
+
+def backward(
+    dout: Tensor,
+    dlast: Tensor | None,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    sequence: Tensor | None,
+    softplus: bool,
+    dz: Tensor | None = None,
+    again: bool = False,
+) -> Gradients:
+    """The gradients of `forward`, which saved the states. dz: where to write it. again: also make `out` again."""
+    plan = _Launch(u, delta, A, B, C, z, sequence is not None)
+    du, ddelta = empty_like_layout(u), empty_like_layout(delta)
+    if z is not None and dz is None:
+        dz = empty_like_layout(z)
+    out = empty_like_layout(u) if again and z is not None else None
+    new = saved.new_empty
+    dA = new(plan.batch * plan.chunks, plan.dim, plan.states)
+    dBC = new(plan.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded)
+    dD, dbias = (None if m is None else new(plan.batch * plan.chunks, plan.dim) for m in (D, bias))
+    dinitial = None if initial is None else new(initial.shape)
+    carry, decay = plan.chunk_buffers(u)
+    constants = (
+        plan.constants
+        | plan.layouts(u=u, delta=delta, z=z, dout=dout, du=du, ddelta=ddelta, dz=dz, out=out)
+        | {"SOFTPLUS": softplus, "SUB": plan.cut.sub, "BLOCKS": 3 if plan.states <= 16 else 1}
+    )
+    tensors = (u, delta, A, B, C, D, z, bias, saved, sequence, dout, dlast, du, ddelta, dz, out)
+    values = (
+        *map(pointer, (*tensors, dA, dBC, dD, dbias, dinitial, carry, decay)),
+        *strides(u, delta, z, dout, du, ddelta, dz, out),
+        *B.stride(),
+        *C.stride(),
+        plan.batch,
+        *plan.sizes(),
+    )
+    if plan.chunks > 1:
+        plan.run("selective_scan_backward.cu", "scan_chunks", constants, values)
+    plan.run("selective_scan_backward.cu", "scan_backward", constants, values)
+    dB, dC = (dBC.sum(0) if plan.group_blocks > 1 else dBC[0])[..., : plan.states].transpose(-1, -2)
+    return Gradients(
+        du,
+        ddelta,
+        dA.sum(0),
+        dB,
+        dC,
+        None if dD is None else dD.sum(0),
+        dz,
+        None if dbias is None else dbias.sum(0),
+        dinitial,
+        out,
+    )
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        *inputs, sequence, ctx.softplus = args
+        out, last, saved = forward(*inputs, sequence, ctx.softplus, save=True)
+        ctx.save_for_backward(*inputs, sequence, saved)
+        return out, last
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, sequence, saved = ctx.saved_tensors
+        u, _, _, B, C, _, _, _, initial = inputs
+        if saved is None:
+            dinitial = None if initial is None or dlast is None else dlast
+            return *(None if m is None else torch.zeros_like(m) for m in inputs[:-1]), dinitial, None, None
+        dout = torch.zeros_like(u) if dout is None else dout
+        dlast = None if dlast is None else dlast.contiguous()
+        g = backward(dout, dlast, saved, *inputs, sequence, ctx.softplus)
+        dB, dC = g.dB.to(B.dtype), g.dC.to(C.dtype)
+        return g.du, g.ddelta, g.dA, dB, dC, g.dD, g.dz, g.dbias, g.dinitial, None, None

@@ -1,0 +1,48 @@
+"""Run the CUDA kernels on a CPU: compiled by g++ against emulator.h, called in the place of `compiler.kernel`."""
+
+import ctypes
+import hashlib
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from mamba_ssm.ops.cuda.compiler import SOURCES, Constants
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++")
+
+
+def kernel(file: str, name: str, device: torch.device, constants: Constants) -> Callable[..., None]:
+    """As `mamba_ssm.ops.cuda.compiler.kernel`, for tensors on a CPU."""
+    assert device.type == "cpu"
+    run = getattr(_library(file, tuple(constants.items())), f"run_{name}")
+
+    def launch(blocks: int, threads: int, *values: int) -> None:
+        run(struct.pack(f"{len(values)}q", *values), (ctypes.c_int * 3)(blocks, 1, 1), threads, 1)
+
+    return launch
+
+
+@cache
+def _library(file: str, constants: tuple[tuple[str, int | str | bool], ...]) -> ctypes.CDLL:
+    text = (SOURCES / file).read_text()
+    kernels = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(', text)
+    runs = "\n".join(f"EMULATE({name})" for name in kernels)
+    whole = f'#include "emulator.h"\n#include "{SOURCES / file}"\n{runs}\n'
+    defines = [f"-D{k}={int(v) if isinstance(v, bool) else v}" for k, v in constants]
+    key = hashlib.sha256(repr((whole, text, [p.read_text() for p in sorted(SOURCES.glob("*.cuh"))], defines)).encode())
+    built = Path(tempfile.gettempdir()) / f"emulated-{key.hexdigest()[:24]}.so"
+    if not built.exists():
+        source = built.with_suffix(".cc")
+        source.write_text(whole)
+        flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{HERE}", f"-I{SOURCES}"]
+        assert COMPILER is not None
+        subprocess.run([COMPILER, *flags, *defines, str(source), "-o", str(built)], check=True)
+    return ctypes.CDLL(str(built))
