@@ -13,7 +13,7 @@
 // out 16 bytes a lane in 2 passes instead of 4 where lanes i and i^1, or i and i^2, read the same address. Hence the bits
 // of a lane: bit 0 tells channels apart (the same B and C), the next log2(LANES) bits states, the others channels again.
 
-constexpr int power_of_two_from(int n) { return n <= 1 ? 1 : 2 * power_of_two_from((n + 1) / 2); }
+INLINE constexpr int power_of_two_from(int n) { return n <= 1 ? 1 : 2 * power_of_two_from((n + 1) / 2); }
 
 constexpr int NS = power_of_two_from((STATES + LANES - 1) / LANES);
 constexpr int THREADS = WARPS * 32;
