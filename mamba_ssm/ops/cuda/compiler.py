@@ -95,7 +95,8 @@ class Kernel:
 
 def kernel(file: str, name: str, device: torch.device, constants: Constants) -> Kernel:
     """The kernel `name` of kernels/`file` with these constants, for a CUDA device; compiled and loaded once."""
-    return _load(file, name, device.index or 0, tuple(constants.items()))
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _load(file, name, index, tuple(constants.items()))
 
 
 @cache

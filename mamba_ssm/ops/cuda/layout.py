@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,29 @@ def vectors(x: Tensor, axis: int, count: int) -> bool:
         and x.data_ptr() % aligned == 0
         and all(s * size % aligned == 0 for s in others)
     )
+
+
+class Signature(NamedTuple):
+    """All that decides how a kernel for a tensor is compiled and launched, but for where the tensor is."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    misaligned: int  # bytes after a multiple of 16
+
+    def vectors(self, axis: int, count: int) -> bool:
+        """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere."""
+        aligned = min(16, count * self.dtype.itemsize)
+        others = [s for i, (s, n) in enumerate(zip(self.stride, self.shape, strict=True)) if i != axis and n > 1]
+        return (
+            (self.stride[axis] == 1 or self.shape[axis] == 1)
+            and self.misaligned % aligned == 0
+            and all(s * self.dtype.itemsize % aligned == 0 for s in others)
+        )
+
+
+def signature(x: Tensor) -> Signature:
+    return Signature(x.dtype, x.shape, x.stride(), x.data_ptr() % 16)
 
 
 def pointer(x: Tensor | None) -> int:

@@ -5,6 +5,7 @@ Letters: B batch, D channels, L length, N state, G groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import compiler
-from mamba_ssm.ops.cuda.layout import channel_last, empty_like_layout, multiprocessors, pointer, strides, vectors
+from mamba_ssm.ops.cuda.layout import Signature, empty_like_layout, multiprocessors, pointer, signature
 
 MAX_STATES = 256
 WARPS_OF_A_MULTIPROCESSOR = 12
@@ -94,58 +95,59 @@ def _padded_states(cut: _Cut, states: int) -> int:
     return of_lane * cut.lanes
 
 
-class _Launch:
-    """Constants and sizes that forward and backward of one call share."""
+class _Plan:
+    """How one kind of call is compiled and launched: for tensors (B, D, L) by name, and B and C (B, G, N, L)."""
 
-    def __init__(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None, packed: bool) -> None:
-        self.device = u.device
+    def __init__(
+        self,
+        device: torch.device,
+        states: int,
+        tensors: tuple[tuple[str, Signature | None], ...],
+        B: Signature,
+        C: Signature,
+        flags: tuple[tuple[str, int | bool], ...],
+    ) -> None:
+        by_name = dict(tensors)
+        u = by_name["u"]
+        assert u is not None
+        self.device, self.states = device, states
         self.batch, self.dim, self.length = u.shape
-        self.states, self.groups = A.shape[1], B.shape[1]
-        self.group_dim = self.dim // self.groups
-        self.cut = _cut(self.states)
-        self.padded = _padded_states(self.cut, self.states)
-        self.group_blocks = -(-self.group_dim // self.cut.channels)
-        self.blocks = self.batch * self.groups * self.group_blocks
-        wanted = WARPS_OF_A_MULTIPROCESSOR * multiprocessors(u.device) // max(1, self.blocks * self.cut.warps)
+        self.groups = B.shape[1]
+        self.cut = cut = _cut(states)
+        self.padded = _padded_states(cut, states)
+        group_dim = self.dim // self.groups
+        self.group_blocks = -(-group_dim // cut.channels)
+        blocks = self.batch * self.groups * self.group_blocks
+        wanted = WARPS_OF_A_MULTIPROCESSOR * multiprocessors(device) // max(1, blocks * cut.warps)
         chunk = -(-self.length // max(1, min(wanted, self.length // MIN_CHUNK)))
-        self.chunk_length = -(-chunk // self.cut.tile) * self.cut.tile
-        self.chunks = -(-self.length // self.chunk_length)
-        owned = self.cut.tile * 2 // self.cut.lanes
-        self.own = 2 if channel_last(u) and owned >= 4 else 1
-        self.own_t = owned // self.own
-        of_lane = self.padded // self.cut.lanes
+        chunk_length = -(-chunk // cut.tile) * cut.tile
+        self.chunks = -(-self.length // chunk_length)
+        self.blocks = blocks * self.chunks
+        owned = cut.tile * 2 // cut.lanes
+        own = 2 if u.stride[1] <= u.stride[2] and owned >= 4 else 1
+        axis, count = (1, 2) if own == 2 else (2, owned)
+        whole = (group_dim if own == 2 else self.length) % count == 0
+        of_lane = self.padded // cut.lanes
         self.constants: dict[str, int | str | bool] = {
-            "STATES": self.states,
-            "LANES": self.cut.lanes,
-            "WARPS": self.cut.warps,
-            "TILE": self.cut.tile,
-            "OWN": self.own,
-            "U_TYPE": compiler.TYPES[u.dtype],
-            "DELTA_TYPE": compiler.TYPES[delta.dtype],
-            "Z_TYPE": compiler.TYPES[u.dtype if z is None else z.dtype],
-            "B_TYPE": compiler.TYPES[B.dtype],
-            "C_TYPE": compiler.TYPES[C.dtype],
-            "B_LAYOUT": _states_layout(B, of_lane),
-            "C_LAYOUT": _states_layout(C, of_lane),
-            "HAS_Z": z is not None,
-            "PACKED": packed,
+            "STATES": states,
+            "LANES": cut.lanes,
+            "WARPS": cut.warps,
+            "TILE": cut.tile,
+            "OWN": own,
+            **{f"{name.upper()}_LAYOUT": own if x and whole and x.vectors(axis, count) else 0 for name, x in tensors},
+            **{f"{n.upper()}_TYPE": compiler.TYPES[(by_name[n] or u).dtype] for n in ("u", "delta", "z")},
+            **{f"{name}_TYPE": compiler.TYPES[m.dtype] for name, m in (("B", B), ("C", C))},
+            **{f"{name}_LAYOUT": _states_layout(m, of_lane) for name, m in (("B", B), ("C", C))},
+            "HAS_Z": by_name["z"] is not None,
+            **dict(flags),
         }
+        strides = [s for _, x in tensors for s in (x.stride if x else (0, 0, 0))]
+        sizes = (self.batch, self.dim, group_dim, self.length, chunk_length, self.chunks)
+        self.numbers = (*strides, *B.stride, *C.stride, *sizes)
 
-    def layouts(self, **tensors: Tensor | None) -> dict[str, int]:
-        """The constants NAME_LAYOUT of (B, D, L) tensors."""
-        axis, count = (1, 2) if self.own == 2 else (2, self.own_t)
-        even = self.own == 1 or self.group_dim % 2 == 0
-        return {
-            f"{name.upper()}_LAYOUT": self.own if x is not None and even and vectors(x, axis, count) else 0
-            for name, x in tensors.items()
-        }
-
-    def sizes(self) -> tuple[int, ...]:
-        return self.dim, self.group_dim, self.length, self.chunk_length, self.chunks
-
-    def run(self, file: str, name: str, constants: dict[str, int | str | bool], values: tuple[int, ...]) -> None:
-        launch = compiler.kernel(file, name, self.device, constants)
-        launch(self.blocks * self.chunks, self.cut.warps * 32, *values)
+    def run(self, file: str, name: str, pointers: Iterable[Tensor | None]) -> None:
+        launch = compiler.kernel(file, name, self.device, self.constants)
+        launch(self.blocks, self.cut.warps * 32, *map(pointer, pointers), *self.numbers)
 
     def chunk_buffers(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """carry (B, chunks, D, N) and decay (B, chunks, D); None when there is one chunk only."""
@@ -155,11 +157,19 @@ class _Launch:
         return carry, like.new_empty(self.batch, self.chunks, self.dim, dtype=torch.float32)
 
 
-def _states_layout(m: Tensor, of_lane: int) -> int:
+_plan = cache(_Plan)
+
+
+def _plan_for(A: Tensor, B: Tensor, C: Tensor, flags: dict[str, int | bool], **tensors: Tensor | None) -> _Plan:
+    signatures = tuple((name, None if x is None else signature(x)) for name, x in tensors.items())
+    return _plan(A.device, A.shape[1], signatures, signature(B), signature(C), tuple(flags.items()))
+
+
+def _states_layout(m: Signature, of_lane: int) -> int:
     """Of B or C (B, G, N, L)."""
-    if vectors(m, 2, of_lane):
+    if m.shape[2] % of_lane == 0 and m.vectors(2, of_lane):
         return 2
-    return 1 if m.stride(3) == 1 else 0
+    return 1 if m.stride[3] == 1 else 0
 
 
 def forward(
@@ -178,27 +188,19 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """out, last state, and with `save` the states that `backward` starts from. A, D, bias, initial fp32, contiguous."""
     batch, dim, length = u.shape
+    states = A.shape[1]
     out = empty_like_layout(u)
-    last = u.new_empty(batch, dim, A.shape[1], dtype=torch.float32)
+    last = A.new_empty(batch, dim, states)
     if u.numel() == 0:
         return out, last.zero_() if initial is None else last.copy_(initial), None
-    plan = _Launch(u, delta, A, B, C, z, sequence is not None)
-    tile = plan.cut.tile
-    saved = last.new_empty(batch, -(-length // tile), dim, A.shape[1]) if save else None
-    constants = (
-        plan.constants | plan.layouts(u=u, delta=delta, z=z, out=out) | {"SOFTPLUS": softplus, "SAVE_EVERY": tile}
-    )
-    carry, decay = plan.chunk_buffers(u)
-    values = (
-        *map(pointer, (u, delta, A, B, C, D, z, bias, initial, sequence, out, last, saved, carry, decay)),
-        *strides(u, delta, z, out),
-        *B.stride(),
-        *C.stride(),
-        *plan.sizes(),
-    )
+    tile = _cut(states).tile
+    flags = {"SOFTPLUS": softplus, "PACKED": sequence is not None, "SAVE_EVERY": tile}
+    plan = _plan_for(A, B, C, flags, u=u, delta=delta, z=z, out=out)
+    saved = A.new_empty(batch, -(-length // tile), dim, states) if save else None
+    pointers = (u, delta, A, B, C, D, z, bias, initial, sequence, out, last, saved, *plan.chunk_buffers(A))
     if plan.chunks > 1:
-        plan.run("selective_scan_forward.cu", "scan_chunks", constants, values)
-    plan.run("selective_scan_forward.cu", "scan_forward", constants, values)
+        plan.run("selective_scan_forward.cu", "scan_chunks", pointers)
+    plan.run("selective_scan_forward.cu", "scan_forward", pointers)
     return out, last, saved
 
 
@@ -236,47 +238,30 @@ def backward(
     again: bool = False,
 ) -> Gradients:
     """The gradients of `forward`, which saved the states. dz: where to write it. again: also make `out` again."""
-    plan = _Launch(u, delta, A, B, C, z, sequence is not None)
     du, ddelta = empty_like_layout(u), empty_like_layout(delta)
     if z is not None and dz is None:
         dz = empty_like_layout(z)
     out = empty_like_layout(u) if again and z is not None else None
-    new = saved.new_empty
+    flags = {
+        "SOFTPLUS": softplus,
+        "PACKED": sequence is not None,
+        "SUB": _cut(A.shape[1]).sub,
+        "BLOCKS": 3 if A.shape[1] <= 16 else 1,
+    }
+    plan = _plan_for(A, B, C, flags, u=u, delta=delta, z=z, dout=dout, du=du, ddelta=ddelta, dz=dz, out=out)
+    new = A.new_empty
     dA = new(plan.batch * plan.chunks, plan.dim, plan.states)
     dBC = new(plan.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded)
     dD, dbias = (None if m is None else new(plan.batch * plan.chunks, plan.dim) for m in (D, bias))
     dinitial = None if initial is None else new(initial.shape)
-    carry, decay = plan.chunk_buffers(u)
-    constants = (
-        plan.constants
-        | plan.layouts(u=u, delta=delta, z=z, dout=dout, du=du, ddelta=ddelta, dz=dz, out=out)
-        | {"SOFTPLUS": softplus, "SUB": plan.cut.sub, "BLOCKS": 3 if plan.states <= 16 else 1}
-    )
-    tensors = (u, delta, A, B, C, D, z, bias, saved, sequence, dout, dlast, du, ddelta, dz, out)
-    values = (
-        *map(pointer, (*tensors, dA, dBC, dD, dbias, dinitial, carry, decay)),
-        *strides(u, delta, z, dout, du, ddelta, dz, out),
-        *B.stride(),
-        *C.stride(),
-        plan.batch,
-        *plan.sizes(),
-    )
+    pointers = (u, delta, A, B, C, D, z, bias, saved, sequence, dout, dlast, du, ddelta, dz, out)
+    pointers += (dA, dBC, dD, dbias, dinitial, *plan.chunk_buffers(A))
     if plan.chunks > 1:
-        plan.run("selective_scan_backward.cu", "scan_chunks", constants, values)
-    plan.run("selective_scan_backward.cu", "scan_backward", constants, values)
+        plan.run("selective_scan_backward.cu", "scan_chunks", pointers)
+    plan.run("selective_scan_backward.cu", "scan_backward", pointers)
     dB, dC = (dBC.sum(0) if plan.group_blocks > 1 else dBC[0])[..., : plan.states].transpose(-1, -2)
-    return Gradients(
-        du,
-        ddelta,
-        dA.sum(0),
-        dB,
-        dC,
-        None if dD is None else dD.sum(0),
-        dz,
-        None if dbias is None else dbias.sum(0),
-        dinitial,
-        out,
-    )
+    dA, dD, dbias = (None if m is None else m.sum(0) if len(m) > 1 else m[0] for m in (dA, dD, dbias))
+    return Gradients(du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial, out)
 
 
 class _SelectiveScan(torch.autograd.Function):

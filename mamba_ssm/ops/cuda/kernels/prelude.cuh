@@ -45,6 +45,13 @@ INLINE float reciprocal_root(float x) {
 #endif
 }
 
+// Brings a line from device memory to the L2 cache; costs no register.
+INLINE void prefetch(const void* p) {
+#ifndef EMULATED
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 INLINE float bits_to_float(uint32 bits) { return __uint_as_float(bits); }
 
 INLINE float sigmoid(float x) { return reciprocal(1.0f + exp2_fast(-LOG2E * x)); }
@@ -82,6 +89,16 @@ INLINE float to_float(fp16 x) {
 #endif
 }
 
+// The bits of a number of type T, and back.
+template <typename T> INLINE float from_bits(uint32 bits);
+template <> INLINE float from_bits<float>(uint32 bits) { return bits_to_float(bits); }
+template <> INLINE float from_bits<bf16>(uint32 bits) { return bits_to_float(bits << 16); }
+template <> INLINE float from_bits<fp16>(uint32 bits) { return to_float(fp16{uint16(bits)}); }
+
+INLINE uint32 to_bits(float x) { return __float_as_uint(x); }
+INLINE uint32 to_bits(bf16 x) { return x.bits; }
+INLINE uint32 to_bits(fp16 x) { return x.bits; }
+
 template <typename T> INLINE T from_float(float x);
 template <> INLINE float from_float<float>(float x) { return x; }
 template <> INLINE bf16 from_float<bf16>(float x) {
@@ -103,9 +120,88 @@ template <> INLINE fp16 from_float<fp16>(float x) {
 #endif
 }
 
+// Two numbers of half precision in a word, the first in its lower half.
+template <typename T> INLINE uint32 pack_two(float low, float high) {
+    return uint32(from_float<T>(low).bits) | uint32(from_float<T>(high).bits) << 16;
+}
+#ifndef EMULATED
+template <> INLINE uint32 pack_two<bf16>(float low, float high) {
+    uint32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+template <> INLINE uint32 pack_two<fp16>(float low, float high) {
+    uint32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+#endif
+
 // K numbers that lie together, and that one instruction moves where they make 4, 8 or 16 bytes.
 template <typename T, int K> struct alignas(sizeof(T) * K > 16 ? 16 : sizeof(T) * K) Pack { T at[K]; };
 
 template <typename T, int K> INLINE Pack<T, K> load_pack(const T* p) { return *reinterpret_cast<const Pack<T, K>*>(p); }
 
 template <typename T, int K> INLINE void store_pack(T* p, const Pack<T, K>& v) { *reinterpret_cast<Pack<T, K>*>(p) = v; }
+
+// 16 bytes that are read once, such as weights: they need no place in L1. Never moved past wait_for_previous().
+template <typename T, int K> INLINE Pack<T, K> load_once(const T* p) {
+#ifndef EMULATED
+    if constexpr (sizeof(T) * K == 16) {
+        union { Pack<T, K> pack; uint32 words[4]; } v;
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+                     : "l"(p));
+        return v.pack;
+    }
+#endif
+    return load_pack<T, K>(p);
+}
+
+// Programmatic dependent launch, from sm_90 on, where the host asks for it; else both do nothing. The next kernel of the
+// stream may start once every block has called start_next(); it may read what kernels before it wrote, and write what
+// they read, only after wait_for_previous(), which every block of every kernel of the chain must call.
+INLINE void start_next() {
+#if !defined(EMULATED) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+INLINE void wait_for_previous() {
+#if !defined(EMULATED) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+template <typename T> constexpr bool IS_BF16 = false;
+template <> constexpr bool IS_BF16<bf16> = true;
+
+// c += a b on tensor cores, by a warp: a 16 x 16, b 16 x 8, c 16 x 8, pairs of T to a word. With g = lane / 4 and
+// t = lane % 4, a lane holds a: rows g, g + 8, g, g + 8 at columns 2t, 2t, 2t + 8, 2t + 8; b: column g at rows 2t,
+// 2t + 8; c: row g at columns 2t, 2t + 1, and row g + 8 at the same.
+template <typename T> INLINE void multiply_tiles(float (&c)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
+#ifdef EMULATED
+    auto number = [](uint32 word, int half) { T x; x.bits = uint16(word >> 16 * half); return to_float(x); };
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int from = 0; from < 4; ++from) {
+        for (int part = 0; part < 2; ++part) {
+            const uint32 rows[2] = {__shfl_sync(FULL_WARP, a[2 * part], 4 * g + from),
+                                    __shfl_sync(FULL_WARP, a[2 * part + 1], 4 * g + from)};
+            const uint32 columns[2] = {__shfl_sync(FULL_WARP, b[part], 8 * t + from),
+                                       __shfl_sync(FULL_WARP, b[part], 8 * t + 4 + from)};
+            for (int i = 0; i < 4; ++i)
+                for (int half = 0; half < 2; ++half) c[i] += number(rows[i / 2], half) * number(columns[i % 2], half);
+        }
+    }
+#else
+    if constexpr (IS_BF16<T>) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+#endif
+}

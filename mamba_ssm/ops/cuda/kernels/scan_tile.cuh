@@ -53,47 +53,116 @@ struct Lane {
     INLINE int channel(int k) const { return channels + (k ^ int(swapped)); }
 };
 
-// Numbers of u, delta, z, .. that a lane owns in one tile, as they lie in memory: index c * OWN_T + t.
-template <typename T> using Own = Pack<T, OWNED>;
+// Where a lane's numbers of a tensor (B, D, L) are: of its first channel, at its first step of the current tile. A lane
+// whose channels or steps lie outside reads others that lie inside instead, so that loads need no branches; what it makes
+// of them is not stored, and its steps get dt = 0, which leaves the state alone.
+template <typename T> struct Row {
+    T* at;
+    int64 next_d, stride_t;  // from the first owned channel to the second; from a step to the next
 
-template <typename T, int LAYOUT>
-INLINE Own<T> load_own(const T* p, int64 stride_d, int64 stride_t, int channels_left, int steps_left) {
-    Own<T> v;
-    if (LAYOUT == OWN && channels_left >= OWN_C && steps_left >= OWN_T) {
-        if constexpr (OWN == 1) return load_pack<T, OWNED>(p);
-#pragma unroll
-        for (int t = 0; t < OWN_T; ++t) {
-            Pack<T, 2> two = load_pack<T, 2>(p + t * stride_t);
-            v.at[t] = two.at[0];
-            v.at[(OWN_C - 1) * OWN_T + t] = two.at[1];
-        }
-        return v;
+    // p: of the batch's row. d: the lane's first channel, of which `channels` exist from there on. t: its first step.
+    INLINE Row(T* p, int64 stride_d, int64 stride_t, int64 d, int channels, int64 t)
+        : at(p + (d + (channels > 0 ? 0 : channels - 1)) * stride_d + t * stride_t),
+          next_d(channels > 1 ? stride_d : 0),
+          stride_t(stride_t) {}
+
+    INLINE void move(int steps) { at += steps * stride_t; }
+
+    // The whole warp's numbers of the current tile.
+    INLINE void prefetch(const Lane& me) const {
+        if (OWN == 1)
+            ::prefetch(at);
+        else if (TILE == 32)  // a step a lane
+            ::prefetch(at - me.own_c + (me.lane - me.own_t) * stride_t);
     }
-#pragma unroll
-    for (int c = 0; c < OWN_C; ++c)
-#pragma unroll
-        for (int t = 0; t < OWN_T; ++t)
-            v.at[c * OWN_T + t] = c < channels_left && t < steps_left ? p[c * stride_d + t * stride_t] : T{};
-    return v;
-}
+};
 
-template <typename T, int LAYOUT>
-INLINE void store_own(T* p, const Own<T>& v, int64 stride_d, int64 stride_t, int channels_left, int steps_left) {
-    if (LAYOUT == OWN && channels_left >= OWN_C && steps_left >= OWN_T) {
-        if constexpr (OWN == 1) {
-            store_pack<T, OWNED>(p, v);
+// Numbers of u, delta, z, .. that a lane owns in one tile, number i = channel * OWN_T + step. They stay as the words that
+// were loaded until they are used, so that nothing waits for a load that was meant to be early.
+template <typename T, int LAYOUT> struct Own {
+    static constexpr bool PACKED_WORDS = LAYOUT == OWN;
+    static constexpr int WORDS = PACKED_WORDS ? OWNED * int(sizeof(T)) / 4 : OWNED;
+    uint32 word[WORDS];
+
+    INLINE float operator[](int i) const {
+        if (!PACKED_WORDS) return from_bits<T>(word[i]);
+        const int e = OWN == 2 ? i % OWN_T * 2 + i / OWN_T : i;  // its place in memory
+        if (sizeof(T) == 4) return from_bits<T>(word[e]);
+        if (e % 2 == 0) return from_bits<T>(word[e / 2] & 0xffffu);
+        return from_bits<T>(word[e / 2] >> 16);
+    }
+
+    // left: steps of the tile that exist, at least 1.
+    INLINE void load(const Row<const T>& row, const Lane& me, int left) {
+        if constexpr (PACKED_WORDS && OWN == 1) {  // L is a multiple of OWN_T
+            read<WORDS>(row.at - (me.own_t < left ? 0 : me.own_t), 0);
+        } else if (left >= TILE) {
+#pragma unroll
+            for (int t = 0; t < OWN_T; ++t) load_step(row, t, t);
         } else {
 #pragma unroll
-            for (int t = 0; t < OWN_T; ++t)
-                store_pack<T, 2>(p + t * stride_t, Pack<T, 2>{{v.at[t], v.at[(OWN_C - 1) * OWN_T + t]}});
+            for (int t = 0; t < OWN_T; ++t) load_step(row, t, min(t, left - 1 - me.own_t));
         }
-        return;
     }
+
+  private:
+    template <int COUNT> INLINE void read(const T* p, int to) {
+        constexpr int AT_ONCE = COUNT < 4 ? COUNT : 4;
 #pragma unroll
-    for (int c = 0; c < OWN_C; ++c)
+        for (int w = 0; w < COUNT; w += AT_ONCE) {
+            const auto some = load_pack<uint32, AT_ONCE>(reinterpret_cast<const uint32*>(p) + w);
 #pragma unroll
-        for (int t = 0; t < OWN_T; ++t)
-            if (c < channels_left && t < steps_left) p[c * stride_d + t * stride_t] = v.at[c * OWN_T + t];
+            for (int i = 0; i < AT_ONCE; ++i) word[to + w + i] = some.at[i];
+        }
+    }
+    INLINE void load_step(const Row<const T>& row, int t, int from) {
+        const T* p = row.at + from * row.stride_t;
+        if constexpr (PACKED_WORDS) {
+            constexpr int OF_STEP = WORDS / OWN_T;
+            read<OF_STEP>(p, t * OF_STEP);
+        } else {
+#pragma unroll
+            for (int c = 0; c < OWN_C; ++c) word[c * OWN_T + t] = to_bits(p[c * row.next_d]);
+        }
+    }
+};
+
+template <typename T, int LAYOUT>
+INLINE void store_own(const Row<T>& row, const float (&v)[OWNED], const Lane& me, int left, int channels) {
+    if constexpr (LAYOUT == OWN && OWN == 1) {
+        if (channels <= 0 || me.own_t >= left) return;
+        uint32* p = reinterpret_cast<uint32*>(row.at);
+        constexpr int WORDS = OWNED * int(sizeof(T)) / 4, AT_ONCE = WORDS < 4 ? WORDS : 4;
+#pragma unroll
+        for (int w = 0; w < WORDS; w += AT_ONCE) {
+            Pack<uint32, AT_ONCE> some;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i)
+                if constexpr (sizeof(T) == 4)
+                    some.at[i] = to_bits(v[w + i]);
+                else
+                    some.at[i] = pack_two<T>(v[(w + i) * 2], v[(w + i) * 2 + 1]);
+            store_pack<uint32, AT_ONCE>(p + w, some);
+        }
+    } else {
+#pragma unroll
+        for (int t = 0; t < OWN_T; ++t) {
+            T* p = row.at + t * row.stride_t;
+            const bool inside = me.own_t + t < left;
+            if constexpr (LAYOUT == OWN) {
+                if (!inside || channels <= 0) continue;
+                const float second = v[(OWN_C - 1) * OWN_T + t];
+                if constexpr (sizeof(T) == 4)
+                    store_pack<float, 2>(reinterpret_cast<float*>(p), Pack<float, 2>{{v[t], second}});
+                else
+                    *reinterpret_cast<uint32*>(p) = pack_two<T>(v[t], second);
+            } else {
+#pragma unroll
+                for (int c = 0; c < OWN_C; ++c)
+                    if (inside && c < channels) p[c * row.next_d] = from_float<T>(v[c * OWN_T + t]);
+            }
+        }
+    }
 }
 
 // The owned numbers of a warp's array [channel][time] in shared memory.
@@ -139,7 +208,9 @@ INLINE void write_pairs(float2 (*rows)[PAIR_ROW], const Lane& me, const float (&
 constexpr int UNITS = (TILE * LANES + THREADS - 1) / THREADS;
 
 template <typename T, int LAYOUT> struct States {
-    T at[UNITS][NS];
+    static constexpr bool PACKED_WORDS = LAYOUT == 2 && NS * sizeof(T) >= 4;
+    static constexpr int WORDS = PACKED_WORDS ? NS * int(sizeof(T)) / 4 : NS;
+    uint32 word[UNITS][WORDS];
 
     // A unit is one step and one slot; neighbouring threads go along whichever is contiguous.
     static INLINE int slot(int i) {
@@ -152,30 +223,51 @@ template <typename T, int LAYOUT> struct States {
     }
     static INLINE bool mine(int i) { return TILE * LANES % THREADS == 0 || threadIdx.x + i * THREADS < TILE * LANES; }
 
-    INLINE void load(const T* p, int64 stride_n, int64 stride_t, int steps_left) {
+    // p: at the thread's first unit (see `first`); left: steps of the tile that exist, at least 1.
+    INLINE void load(const T* p, int64 stride_n, int64 stride_t, int left) {
+        constexpr int NEXT = LAYOUT == 1 ? 0 : THREADS / LANES;  // steps from a unit to the thread's next
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) {
-            bool inside = mine(i) && step(i) < steps_left;
-            const T* from = p + step(i) * stride_t + slot(i) * NS * stride_n;
-            if (LAYOUT == 2 && STATES % NS == 0 && inside && (slot(i) + 1) * NS <= STATES) {
-                Pack<T, NS> v = load_pack<T, NS>(from);
+            const T* from = p;
+            if (LAYOUT != 1 && left >= TILE)
+                from += mine(i) ? i * NEXT * stride_t : 0;
+            else
+                from += (min(step(i), left - 1) - step(0)) * stride_t + (slot(i) - slot(0)) * NS * stride_n;
+            if constexpr (PACKED_WORDS) {
+                constexpr int AT_ONCE = WORDS < 4 ? WORDS : 4;
 #pragma unroll
-                for (int n = 0; n < NS; ++n) at[i][n] = v.at[n];
+                for (int w = 0; w < WORDS; w += AT_ONCE) {
+                    const auto some = load_pack<uint32, AT_ONCE>(reinterpret_cast<const uint32*>(from) + w);
+#pragma unroll
+                    for (int j = 0; j < AT_ONCE; ++j) word[i][w + j] = some.at[j];
+                }
             } else {
 #pragma unroll
                 for (int n = 0; n < NS; ++n)
-                    at[i][n] = inside && slot(i) * NS + n < STATES ? from[n * stride_n] : T{};
+                    word[i][n] = to_bits(from[(min(slot(i) * NS + n, STATES - 1) - slot(i) * NS) * stride_n]);
             }
         }
     }
-    // part 0 for B, 1 for C.
+
+    // Where the thread's first unit is, from p, the tile's first step and the first state.
+    static INLINE const T* first(const T* p, int64 stride_n, int64 stride_t) {
+        return p + step(0) * stride_t + slot(0) * NS * stride_n;
+    }
+
+    INLINE float get(int i, int n) const {
+        if (!PACKED_WORDS || sizeof(T) == 4) return from_bits<T>(word[i][n]);
+        return from_bits<T>(n % 2 ? word[i][n / 2] >> 16 : word[i][n / 2] & 0xffffu);
+    }
+
+    // part 0 for B, 1 for C. States that do not exist have B = 0.
     INLINE void store(float (*rows)[BC_ROW], int part) const {
 #pragma unroll
         for (int i = 0; i < UNITS; ++i)
             if (mine(i)) {
                 Pack<float, NS> v;
 #pragma unroll
-                for (int n = 0; n < NS; ++n) v.at[n] = to_float(at[i][n]);
+                for (int n = 0; n < NS; ++n)
+                    v.at[n] = LANES * NS == STATES || slot(i) * NS + n < STATES ? get(i, n) : 0.0f;
                 store_pack<float, NS>(&rows[step(i)][(slot(i) * 2 + part) * NS], v);
             }
     }

@@ -62,6 +62,22 @@ struct __align__(16) Shared {
 
 DECLARE_SHARED(Shared);
 
+// What two steps of time need of a lane's two channels: index [step][channel].
+struct TwoSteps {
+    float dt[2][2], x[2][2], dy[2][2];
+
+    INLINE void load(const Warp& warp, int first, int second, int t) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const int c = k ? second : first;
+            const float4 pairs = *reinterpret_cast<const float4*>(&warp.dtx[c][t]);
+            const float2 dys = *reinterpret_cast<const float2*>(&warp.dy[c][t]);
+            dt[0][k] = pairs.x, x[0][k] = pairs.y, dt[1][k] = pairs.z, x[1][k] = pairs.w;
+            dy[0][k] = dys.x, dy[1][k] = dys.y;
+        }
+    }
+};
+
 template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     Shared& shared = SHARED_POOL(Shared);
     const Lane me;
@@ -79,7 +95,15 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     const int64 last_tile = start + (stop - start - 1) / TILE * TILE;
 
     const int own_channels = channels - me.own_c;
-    const int64 own_d = d0 + me.own_c;
+    const int64 own_d = d0 + me.own_c, own_t = last_tile + me.own_t;
+    Row<const U_TYPE> u_row(p.u + row * p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
+    Row<const DELTA_TYPE> delta_row(p.delta + row * p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
+    Row<const Z_TYPE> z_row(p.z + row * p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
+    Row<const U_TYPE> dout_row(p.dout + row * p.dout_b, p.dout_d, p.dout_t, own_d, own_channels, own_t);
+    const B_TYPE* B_at =
+        States<B_TYPE, B_LAYOUT>::first(p.B + row * p.B_b + group * p.B_g + last_tile * p.B_t, p.B_n, p.B_t);
+    const C_TYPE* C_at =
+        States<C_TYPE, C_LAYOUT>::first(p.C + row * p.C_b + group * p.C_g + last_tile * p.C_t, p.C_n, p.C_t);
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C], dD[OWN_C], dbias[OWN_C];
 #pragma unroll
     for (int c = 0; c < OWN_C; ++c) {
@@ -114,55 +138,54 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                                    p.carry[j * p.dim * STATES + state_at[k] + n];
             }
 
-    Own<U_TYPE> u_next, dout_next;
-    Own<DELTA_TYPE> delta_next;
-    Own<Z_TYPE> z_next;
-    States<B_TYPE, B_LAYOUT> B_next;
-    States<C_TYPE, C_LAYOUT> C_next;
-    auto fetch = [&](int64 t0) {
-        const int left = int(stop - t0), own_left = left - me.own_t;
-        const int64 t = t0 + me.own_t;
-        if (!STATE_ONLY)
-            u_next = load_own<U_TYPE, U_LAYOUT>(p.u + row * p.u_b + own_d * p.u_d + t * p.u_t, p.u_d, p.u_t, own_channels,
-                                                own_left);
-        delta_next = load_own<DELTA_TYPE, DELTA_LAYOUT>(p.delta + row * p.delta_b + own_d * p.delta_d + t * p.delta_t,
-                                                        p.delta_d, p.delta_t, own_channels, own_left);
-        if (HAS_Z)
-            z_next = load_own<Z_TYPE, Z_LAYOUT>(p.z + row * p.z_b + own_d * p.z_d + t * p.z_t, p.z_d, p.z_t, own_channels,
-                                                own_left);
-        dout_next = load_own<U_TYPE, DOUT_LAYOUT>(p.dout + row * p.dout_b + own_d * p.dout_d + t * p.dout_t, p.dout_d,
-                                                  p.dout_t, own_channels, own_left);
-        if (!STATE_ONLY) B_next.load(p.B + row * p.B_b + group * p.B_g + t0 * p.B_t, p.B_n, p.B_t, left);
-        C_next.load(p.C + row * p.C_b + group * p.C_g + t0 * p.C_t, p.C_n, p.C_t, left);
-    };
-    fetch(last_tile);
     bool began = false;
     const int first = me.channel(0), second = me.channel(1);
     for (int64 t0 = last_tile; t0 >= start; t0 -= TILE) {
-        if (!STATE_ONLY) B_next.store(shared.BC, 0);
-        C_next.store(shared.BC, 1);
-        const int own_left = int(stop - t0) - me.own_t;
-        const Own<U_TYPE> u_now = u_next, dout_now = dout_next;
-        const Own<DELTA_TYPE> delta_now = delta_next;
-        const Own<Z_TYPE> z_now = z_next;
+        const int left = int(min(stop - t0, int64(TILE)));
+        Own<U_TYPE, U_LAYOUT> u;
+        Own<U_TYPE, DOUT_LAYOUT> dout;
+        Own<DELTA_TYPE, DELTA_LAYOUT> delta;
+        Own<Z_TYPE, Z_LAYOUT> z;
+        {
+            States<B_TYPE, B_LAYOUT> B;
+            States<C_TYPE, C_LAYOUT> C;
+            C.load(C_at, p.C_n, p.C_t, left), C_at -= TILE * p.C_t;
+            if (!STATE_ONLY) B.load(B_at, p.B_n, p.B_t, left), B_at -= TILE * p.B_t;
+            delta.load(delta_row, me, left), delta_row.move(-TILE);
+            dout.load(dout_row, me, left), dout_row.move(-TILE);
+            if (HAS_Z) z.load(z_row, me, left), z_row.move(-TILE);
+            if (!STATE_ONLY) u.load(u_row, me, left), u_row.move(-TILE);
+            C.store(shared.BC, 1);
+            if (!STATE_ONLY) B.store(shared.BC, 0);
+        }
+        if (t0 > start) {
+            // Registers are too few to load the next tile now; its way to the L2 cache is the longer part.
+            delta_row.prefetch(me);
+            dout_row.prefetch(me);
+            if (HAS_Z) z_row.prefetch(me);
+            if (!STATE_ONLY) u_row.prefetch(me);
+        }
         {
             float dt[OWNED], x[OWNED], dy[OWNED];
 #pragma unroll
-            for (int c = 0; c < OWN_C; ++c)
+            for (int i = 0; i < OWNED; ++i) {
+                const float raw = delta[i] + bias[i / OWN_T];
+                dt[i] = SOFTPLUS ? softplus(raw) : raw;
+                dy[i] = dout[i];
+                if (HAS_Z) dy[i] *= silu(z[i]);
+            }
+            if (left < TILE || own_channels < OWN_C)  // sums over channels and steps must not see what is outside
 #pragma unroll
-                for (int t = 0; t < OWN_T; ++t) {
-                    int i = c * OWN_T + t;
-                    float raw = to_float(delta_now.at[i]) + bias[c];
-                    dt[i] = t < own_left ? (SOFTPLUS ? softplus(raw) : raw) : 0.0f;
-                    x[i] = STATE_ONLY ? 0.0f : dt[i] * to_float(u_now.at[i]);
-                    dy[i] = to_float(dout_now.at[i]);
-                    if (HAS_Z) dy[i] *= silu(to_float(z_now.at[i]));
-                    if (STATE_ONLY) dt_sum[c] += dt[i];
-                }
+                for (int i = 0; i < OWNED; ++i)
+                    if (me.own_t + i % OWN_T >= left || i / OWN_T >= own_channels) dt[i] = dy[i] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < OWNED; ++i) {
+                x[i] = STATE_ONLY ? 0.0f : dt[i] * u[i];
+                if (STATE_ONLY) dt_sum[i / OWN_T] += dt[i];
+            }
             write_pairs(mine.dtx, me, dt, x);
             write_row(mine.dy, me, dy);
         }
-        if (t0 > start) fetch(t0 - TILE);
         uint32 resets = 0;
         if (PACKED) resets = resets_of_tile(p.sequence + row * p.length, t0, stop, me.lane);
         if (PACKED && resets) began = true;
@@ -235,15 +258,16 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
                     for (int n = 0; n < NS; ++n) h[k][n] = mine.states[s][k * NS + n][me.lane];
             float a[SUB][2][NS], decayed[SUB][2][NS];
+            TwoSteps steps;
             {
                 float y[2][SUB];
 #pragma unroll
                 for (int i = 0; i < SUB; ++i) {
                     const int t = s * SUB + i;
-                    const float2 one = mine.dtx[first][t], two = mine.dtx[second][t];
-                    const float dy[2] = {mine.dy[first][t], mine.dy[second][t]};
+                    if (i % 2 == 0) steps.load(mine, first, second, t);
+                    const float(&dt)[2] = steps.dt[i % 2], (&x)[2] = steps.x[i % 2], (&dy)[2] = steps.dy[i % 2];
                     const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
-                    step(t, {one.x, two.x}, {one.y, two.y}, bc.at, a[i], decayed[i]);
+                    step(t, dt, x, bc.at, a[i], decayed[i]);
                     Pack<float, NS> dC;
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {
@@ -264,9 +288,8 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
             for (int i = SUB - 1; i >= 0; --i) {
                 const int t = s * SUB + i;
-                const float2 one = mine.dtx[first][t], two = mine.dtx[second][t];
-                const float dt[2] = {one.x, two.x}, x[2] = {one.y, two.y};
-                const float dy[2] = {mine.dy[first][t], mine.dy[second][t]};
+                if (i % 2 == 1) steps.load(mine, first, second, t - 1);
+                const float(&dt)[2] = steps.dt[i % 2], (&x)[2] = steps.x[i % 2], (&dy)[2] = steps.dy[i % 2];
                 const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
                 Pack<float, NS> dB;
 #pragma unroll
@@ -313,44 +336,43 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         }
 
         {
-            float y[OWNED], dx[OWNED], dd[OWNED], dt[OWNED], x[OWNED];
+            float y[OWNED], dx[OWNED], dd[OWNED], dz[OWNED], dt[OWNED], x[OWNED];
             if (HAS_Z) read_row(mine.y, me, y);
             read_row(mine.dx, me, dx);
             read_row(mine.dy, me, dd);
             read_pairs(mine.dtx, me, dt, x);
-            Own<U_TYPE> du, out;
-            Own<DELTA_TYPE> ddelta;
-            Own<Z_TYPE> dz;
 #pragma unroll
             for (int i = 0; i < OWNED; ++i) {
                 const int c = i / OWN_T;
-                const float u = to_float(u_now.at[i]), dout = to_float(dout_now.at[i]);
-                float dy = dout;
+                const float ui = u[i];
+                float dy = dout[i];
                 if (HAS_Z) {
-                    const float z = to_float(z_now.at[i]), gate = sigmoid(z), full = fmaf(skip[c], u, y[i]);
-                    dy *= z * gate;
-                    dz.at[i] = from_float<Z_TYPE>(dout * full * gate * fmaf(z, 1.0f - gate, 1.0f));
-                    out.at[i] = from_float<U_TYPE>(full * (z * gate));
+                    const float zi = z[i], gate = sigmoid(zi), silu = zi * gate;
+                    y[i] = fmaf(skip[c], ui, y[i]);
+                    dz[i] = dy * y[i] * gate * fmaf(zi, 1.0f - gate, 1.0f);
+                    y[i] *= silu;
+                    dy *= silu;
                 }
-                float slope = fmaf(dx[i], u, dd[i] * LN2);
-                if (SOFTPLUS) slope *= sigmoid(to_float(delta_now.at[i]) + bias[c]);
-                if (i % OWN_T >= own_left) slope = 0.0f;
-                du.at[i] = from_float<U_TYPE>(fmaf(dx[i], dt[i], skip[c] * dy));
-                ddelta.at[i] = from_float<DELTA_TYPE>(slope);
-                dD[c] = fmaf(dy, u, dD[c]);
-                dbias[c] += slope;
+                float slope = fmaf(dx[i], ui, dd[i] * LN2);
+                if (SOFTPLUS) slope *= sigmoid(delta[i] + bias[c]);
+                dx[i] = fmaf(dx[i], dt[i], skip[c] * dy);
+                dd[i] = slope;
+                const bool inside = me.own_t + i % OWN_T < left;
+                dD[c] += inside ? dy * ui : 0.0f;
+                dbias[c] += inside ? slope : 0.0f;
             }
             const int64 t = t0 + me.own_t;
-            store_own<U_TYPE, DU_LAYOUT>(p.du + row * p.du_b + own_d * p.du_d + t * p.du_t, du, p.du_d, p.du_t,
-                                         own_channels, own_left);
-            store_own<DELTA_TYPE, DDELTA_LAYOUT>(p.ddelta + row * p.ddelta_b + own_d * p.ddelta_d + t * p.ddelta_t, ddelta,
-                                                 p.ddelta_d, p.ddelta_t, own_channels, own_left);
+            store_own<U_TYPE, DU_LAYOUT>(Row<U_TYPE>(p.du + row * p.du_b, p.du_d, p.du_t, own_d, own_channels, t), dx, me,
+                                         left, own_channels);
+            store_own<DELTA_TYPE, DDELTA_LAYOUT>(
+                Row<DELTA_TYPE>(p.ddelta + row * p.ddelta_b, p.ddelta_d, p.ddelta_t, own_d, own_channels, t), dd, me, left,
+                own_channels);
             if (HAS_Z)
-                store_own<Z_TYPE, DZ_LAYOUT>(p.dz + row * p.dz_b + own_d * p.dz_d + t * p.dz_t, dz, p.dz_d, p.dz_t,
-                                             own_channels, own_left);
+                store_own<Z_TYPE, DZ_LAYOUT>(Row<Z_TYPE>(p.dz + row * p.dz_b, p.dz_d, p.dz_t, own_d, own_channels, t), dz,
+                                             me, left, own_channels);
             if (HAS_Z && p.out)
-                store_own<U_TYPE, OUT_LAYOUT>(p.out + row * p.out_b + own_d * p.out_d + t * p.out_t, out, p.out_d, p.out_t,
-                                              own_channels, own_left);
+                store_own<U_TYPE, OUT_LAYOUT>(Row<U_TYPE>(p.out + row * p.out_b, p.out_d, p.out_t, own_d, own_channels, t),
+                                              y, me, left, own_channels);
         }
         __syncthreads();
         for (int four = threadIdx.x; four < 2 * TILE * PADDED_N / 4; four += THREADS) {

@@ -27,7 +27,7 @@ struct Parameters {
     float* decay;  // (B, chunks, D): the sum of dt over each chunk; -1 where a sequence began in it
     int64 u_b, u_d, u_t, delta_b, delta_d, delta_t, z_b, z_d, z_t, out_b, out_d, out_t;
     int64 B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t;
-    int64 dim, group_dim, length, chunk_length, chunks;
+    int64 batch, dim, group_dim, length, chunk_length, chunks;
 };
 
 struct __align__(16) Shared {
@@ -53,13 +53,15 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     const int64 start = chunk * p.chunk_length, stop = min(start + p.chunk_length, p.length);
 
     const int own_channels = channels - me.own_c;
-    const int64 own_d = d0 + me.own_c;
-    const U_TYPE* u_at = p.u + row * p.u_b + own_d * p.u_d + (start + me.own_t) * p.u_t;
-    const DELTA_TYPE* delta_at = p.delta + row * p.delta_b + own_d * p.delta_d + (start + me.own_t) * p.delta_t;
-    const Z_TYPE* z_at = p.z + row * p.z_b + own_d * p.z_d + (start + me.own_t) * p.z_t;
-    U_TYPE* out_at = p.out + row * p.out_b + own_d * p.out_d + (start + me.own_t) * p.out_t;
-    const B_TYPE* B_at = p.B + row * p.B_b + group * p.B_g + start * p.B_t;
-    const C_TYPE* C_at = p.C + row * p.C_b + group * p.C_g + start * p.C_t;
+    const int64 own_d = d0 + me.own_c, own_t = start + me.own_t;
+    Row<const U_TYPE> u_row(p.u + row * p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
+    Row<const DELTA_TYPE> delta_row(p.delta + row * p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
+    Row<const Z_TYPE> z_row(p.z + row * p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
+    Row<U_TYPE> out_row(p.out + row * p.out_b, p.out_d, p.out_t, own_d, own_channels, own_t);
+    const B_TYPE* B_at =
+        States<B_TYPE, B_LAYOUT>::first(p.B + row * p.B_b + group * p.B_g + start * p.B_t, p.B_n, p.B_t);
+    const C_TYPE* C_at =
+        States<C_TYPE, C_LAYOUT>::first(p.C + row * p.C_b + group * p.C_g + start * p.C_t, p.C_n, p.C_t);
 
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C];
 #pragma unroll
@@ -95,41 +97,44 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                                   p.carry[j * p.dim * STATES + state_at[k] + n];
             }
 
-    Own<U_TYPE> u_next;
-    Own<DELTA_TYPE> delta_next;
-    Own<Z_TYPE> z_next;
+    Own<U_TYPE, U_LAYOUT> u_next;
+    Own<DELTA_TYPE, DELTA_LAYOUT> delta_next;
+    Own<Z_TYPE, Z_LAYOUT> z_next;
     States<B_TYPE, B_LAYOUT> B_next;
     States<C_TYPE, C_LAYOUT> C_next;
     bool began = false;
+    // Loads the tile from t0 on, and moves on.
     auto fetch = [&](int64 t0) {
-        int left = int(stop - t0), own_left = left - me.own_t;
-        u_next = load_own<U_TYPE, U_LAYOUT>(u_at, p.u_d, p.u_t, own_channels, own_left);
-        delta_next = load_own<DELTA_TYPE, DELTA_LAYOUT>(delta_at, p.delta_d, p.delta_t, own_channels, own_left);
-        if (!STATE_ONLY && HAS_Z) z_next = load_own<Z_TYPE, Z_LAYOUT>(z_at, p.z_d, p.z_t, own_channels, own_left);
-        B_next.load(B_at, p.B_n, p.B_t, left);
-        if (!STATE_ONLY) C_next.load(C_at, p.C_n, p.C_t, left);
-        u_at += TILE * p.u_t, delta_at += TILE * p.delta_t, z_at += TILE * p.z_t;
-        B_at += TILE * p.B_t, C_at += TILE * p.C_t;
+        const int left = int(min(stop - t0, int64(TILE)));
+        u_next.load(u_row, me, left), u_row.move(TILE);
+        delta_next.load(delta_row, me, left), delta_row.move(TILE);
+        B_next.load(B_at, p.B_n, p.B_t, left), B_at += TILE * p.B_t;
+        if (STATE_ONLY) return;
+        if (HAS_Z) z_next.load(z_row, me, left), z_row.move(TILE);
+        C_next.load(C_at, p.C_n, p.C_t, left), C_at += TILE * p.C_t;
     };
     fetch(start);
     int buffer = 0;
     for (int64 t0 = start; t0 < stop; t0 += TILE, buffer ^= 1) {
         B_next.store(shared.BC[buffer], 0);
         if (!STATE_ONLY) C_next.store(shared.BC[buffer], 1);
-        const int own_left = int(stop - t0) - me.own_t;
-        const Own<U_TYPE> u_now = u_next;
-        const Own<Z_TYPE> z_now = z_next;
+        const int left = int(min(stop - t0, int64(TILE)));
+        const auto u_now = u_next;
+        const auto z_now = z_next;
         float dt[OWNED], x[OWNED];
 #pragma unroll
-        for (int c = 0; c < OWN_C; ++c)
+        for (int i = 0; i < OWNED; ++i) {
+            const float raw = delta_next[i] + bias[i / OWN_T];
+            dt[i] = SOFTPLUS ? softplus(raw) : raw;
+        }
+        if (left < TILE)
 #pragma unroll
-            for (int t = 0; t < OWN_T; ++t) {
-                int i = c * OWN_T + t;
-                float raw = to_float(delta_next.at[i]) + bias[c];
-                dt[i] = t < own_left ? (SOFTPLUS ? softplus(raw) : raw) : 0.0f;  // dt = 0 leaves the state alone
-                x[i] = dt[i] * to_float(u_now.at[i]);
-                if (STATE_ONLY) dt_sum[c] += dt[i];
-            }
+            for (int i = 0; i < OWNED; ++i) dt[i] = me.own_t + i % OWN_T < left ? dt[i] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < OWNED; ++i) {
+            x[i] = dt[i] * u_now[i];
+            if (STATE_ONLY) dt_sum[i / OWN_T] += dt[i];
+        }
         write_pairs(shared.dtx[me.warp], me, dt, x);
         if (t0 + TILE < stop) fetch(t0 + TILE);
         if (!STATE_ONLY && p.saved && t0 % SAVE_EVERY == 0) {
@@ -188,15 +193,13 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             __syncwarp();
             float y[OWNED];
             read_row(shared.y[me.warp], me, y);
-            Own<U_TYPE> out;
 #pragma unroll
             for (int i = 0; i < OWNED; ++i) {
-                float v = fmaf(skip[i / OWN_T], to_float(u_now.at[i]), y[i]);
-                if (HAS_Z) v *= silu(to_float(z_now.at[i]));
-                out.at[i] = from_float<U_TYPE>(v);
+                y[i] = fmaf(skip[i / OWN_T], u_now[i], y[i]);
+                if (HAS_Z) y[i] *= silu(z_now[i]);
             }
-            store_own<U_TYPE, OUT_LAYOUT>(out_at, out, p.out_d, p.out_t, own_channels, own_left);
-            out_at += TILE * p.out_t;
+            store_own<U_TYPE, OUT_LAYOUT>(out_row, y, me, left, own_channels);
+            out_row.move(TILE);
         }
         __syncwarp();  // before the next tile overwrites what the warp's other lanes read
     }
