@@ -139,6 +139,8 @@ class _Plan:
             **{f"{name}_TYPE": compiler.TYPES[m.dtype] for name, m in (("B", B), ("C", C))},
             **{f"{name}_LAYOUT": _states_layout(m, of_lane) for name, m in (("B", B), ("C", C))},
             "HAS_Z": by_name["z"] is not None,
+            "SAME": all(x.stride == u.stride for name, x in tensors if x and name not in ("z", "dz")),
+            "SAME_Z": len({x.stride for name, x in tensors if x and name in ("z", "dz")}) <= 1,
             **dict(flags),
         }
         strides = [s for _, x in tensors for s in (x.stride if x else (0, 0, 0))]

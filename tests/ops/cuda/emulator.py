@@ -37,12 +37,15 @@ def _library(file: str, constants: tuple[tuple[str, int | str | bool], ...]) -> 
     runs = "\n".join(f"EMULATE({name})" for name in kernels)
     whole = f'#include "emulator.h"\n#include "{SOURCES / file}"\n{runs}\n'
     defines = [f"-D{k}={int(v) if isinstance(v, bool) else v}" for k, v in constants]
-    key = hashlib.sha256(repr((whole, text, [p.read_text() for p in sorted(SOURCES.glob("*.cuh"))], defines)).encode())
+    # -fno-gnu-unique: else all libraries would have one and the same shared memory of an inline function.
+    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-fno-gnu-unique", "-shared", f"-I{HERE}", f"-I{SOURCES}"]
+    key = hashlib.sha256(
+        repr((whole, text, [p.read_text() for p in sorted(SOURCES.glob("*.cuh"))], flags, defines)).encode()
+    )
     built = Path(tempfile.gettempdir()) / f"emulated-{key.hexdigest()[:24]}.so"
     if not built.exists():
         source = built.with_suffix(".cc")
         source.write_text(whole)
-        flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{HERE}", f"-I{SOURCES}"]
         assert COMPILER is not None
         subprocess.run([COMPILER, *flags, *defines, str(source), "-o", str(built)], check=True)
     return ctypes.CDLL(str(built))

@@ -6,6 +6,7 @@
 //   STATES    N, the states of a channel                LANES   lanes that share a channel, each with NS of its states
 //   WARPS     warps of a block                          TILE    steps of time that are loaded at once
 //   OWN       what a lane loads of a tile. 2: two channels, for channel-last tensors; 1: one, for channel-first
+//   SAME      whether delta, out, .. have the strides of u;  SAME_Z  whether dz has those of z
 //   U_TYPE .. float, bf16 or fp16                       U_LAYOUT ..  as OWN where a tensor can be loaded in vectors of
 //                                                       that shape; 0: number by number, any strides
 //
@@ -21,7 +22,8 @@ constexpr int WARP_CHANNELS = 2 * 32 / LANES;
 constexpr int BLOCK_CHANNELS = WARPS * WARP_CHANNELS;
 constexpr int OWNED = WARP_CHANNELS * TILE / 32;
 constexpr int OWN_C = OWN == 2 ? 2 : 1, OWN_T = OWNED / OWN_C;
-constexpr int OWN_ROWS = WARP_CHANNELS / OWN_C;  // lanes side by side along the channels
+constexpr int OWNERS_APART = OWN == 2 ? BLOCK_CHANNELS / OWN_C : 1;  // threads from an owner of a channel to the next
+constexpr int OWNERS = TILE / OWN_T;                                 // how many own numbers of a channel
 constexpr int GROUP = LANES / 2;                 // steps whose outputs, of two channels, make one number a lane
 constexpr int BC_ROW = LANES * 2 * NS + 4;       // floats of one step: B and C of each lane's states; 4 against conflicts
 constexpr int PAIR_ROW = TILE + 2, ROW = TILE + 4;
@@ -31,51 +33,51 @@ static_assert(LANES >= 4 && LANES <= 16, "2 to 8 channels a half warp");
 struct Lane {
     int lane, warp;
     int slot;      // which of the LANES that share a channel: it has states slot*NS .. slot*NS + NS-1
-    int channels;  // its two channels are channels, channels+1 of the warp
+    int channels;  // its two channels are channels, channels+1 of the block
     bool swapped;  // it carries them the other way round, so that the first is the one whose sum it will hold
-    int own_c, own_t;
+    int own_c, own_t;  // what it loads and stores of a tile begins at this channel of the block and this step
 
     INLINE Lane() {
         lane = threadIdx.x % 32;
         warp = threadIdx.x / 32;
         slot = (lane >> 1) % LANES;
-        channels = 2 * ((lane & 1) | (lane / (2 * LANES)) << 1);
+        channels = warp * WARP_CHANNELS + 2 * ((lane & 1) | (lane / (2 * LANES)) << 1);
         swapped = slot >= LANES / 2;
-        if (OWN == 2) {
-            own_c = lane % OWN_ROWS * 2;
-            own_t = lane / OWN_ROWS * OWN_T;
+        if (OWN == 2) {  // along the channels first, so that a warp touches few rows
+            own_c = threadIdx.x % OWNERS_APART * OWN_C;
+            own_t = threadIdx.x / OWNERS_APART * OWN_T;
         } else {
-            own_c = lane / (TILE / OWN_T);
-            own_t = lane % (TILE / OWN_T) * OWN_T;
+            own_c = threadIdx.x / OWNERS;
+            own_t = threadIdx.x % OWNERS * OWN_T;
         }
     }
-    // The warp's channel that the lane carries first (k = 0) or second.
+    // The block's channel that the lane carries first (k = 0) or second.
     INLINE int channel(int k) const { return channels + (k ^ int(swapped)); }
 };
 
 // Where a lane's numbers of a tensor (B, D, L) are: of its first channel, at its first step of the current tile. A lane
 // whose channels or steps lie outside reads others that lie inside instead, so that loads need no branches; what it makes
-// of them is not stored, and its steps get dt = 0, which leaves the state alone.
-template <typename T> struct Row {
-    T* at;
-    int64 next_d, stride_t;  // from the first owned channel to the second; from a step to the next
+// of them is not stored, and its steps get dt = 0, which leaves the state alone. Tensors with the same strides have the same
+// place, which saves registers: hence an offset, not a pointer.
+struct Place {
+    int64 at, next_d, stride_t;  // from the first owned channel to the second; from a step to the next
 
-    // p: of the batch's row. d: the lane's first channel, of which `channels` exist from there on. t: its first step.
-    INLINE Row(T* p, int64 stride_d, int64 stride_t, int64 d, int channels, int64 t)
-        : at(p + (d + (channels > 0 ? 0 : channels - 1)) * stride_d + t * stride_t),
+    // d: the lane's first channel, of which `channels` exist from there on. t: its first step.
+    INLINE Place(int64 row, int64 stride_b, int64 stride_d, int64 stride_t, int64 d, int channels, int64 t)
+        : at(row * stride_b + (d + (channels > 0 ? 0 : (channels - 1) & -OWN_C)) * stride_d + t * stride_t),
           next_d(channels > 1 ? stride_d : 0),
           stride_t(stride_t) {}
 
     INLINE void move(int steps) { at += steps * stride_t; }
-
-    // The whole warp's numbers of the current tile.
-    INLINE void prefetch(const Lane& me) const {
-        if (OWN == 1)
-            ::prefetch(at);
-        else if (TILE == 32)  // a step a lane
-            ::prefetch(at - me.own_c + (me.lane - me.own_t) * stride_t);
-    }
 };
+
+// The block's numbers of p in the tile `steps` after the current one; `which` of up to four tensors p is.
+template <typename T> INLINE void prefetch_tile(const T* p, const Place& place, const Lane& me, int steps, int which) {
+    if (OWN == 1)
+        prefetch(p + place.at + steps * place.stride_t);
+    else if (me.warp % 4 == which && me.lane < TILE)  // a step a lane
+        prefetch(p + place.at - me.own_c + (steps + me.lane - me.own_t) * place.stride_t);
+}
 
 // Numbers of u, delta, z, .. that a lane owns in one tile, number i = channel * OWN_T + step. They stay as the words that
 // were loaded until they are used, so that nothing waits for a load that was meant to be early.
@@ -93,15 +95,16 @@ template <typename T, int LAYOUT> struct Own {
     }
 
     // left: steps of the tile that exist, at least 1.
-    INLINE void load(const Row<const T>& row, const Lane& me, int left) {
+    INLINE void load(const T* p, const Place& place, const Lane& me, int left) {
+        p += place.at;
         if constexpr (PACKED_WORDS && OWN == 1) {  // L is a multiple of OWN_T
-            read<WORDS>(row.at - (me.own_t < left ? 0 : me.own_t), 0);
+            read<WORDS>(p - (me.own_t < left ? 0 : me.own_t), 0);
         } else if (left >= TILE) {
 #pragma unroll
-            for (int t = 0; t < OWN_T; ++t) load_step(row, t, t);
+            for (int t = 0; t < OWN_T; ++t) load_step(p + t * place.stride_t, place, t);
         } else {
 #pragma unroll
-            for (int t = 0; t < OWN_T; ++t) load_step(row, t, min(t, left - 1 - me.own_t));
+            for (int t = 0; t < OWN_T; ++t) load_step(p + min(t, left - 1 - me.own_t) * place.stride_t, place, t);
         }
     }
 
@@ -115,23 +118,23 @@ template <typename T, int LAYOUT> struct Own {
             for (int i = 0; i < AT_ONCE; ++i) word[to + w + i] = some.at[i];
         }
     }
-    INLINE void load_step(const Row<const T>& row, int t, int from) {
-        const T* p = row.at + from * row.stride_t;
+    INLINE void load_step(const T* p, const Place& place, int t) {
         if constexpr (PACKED_WORDS) {
             constexpr int OF_STEP = WORDS / OWN_T;
             read<OF_STEP>(p, t * OF_STEP);
         } else {
 #pragma unroll
-            for (int c = 0; c < OWN_C; ++c) word[c * OWN_T + t] = to_bits(p[c * row.next_d]);
+            for (int c = 0; c < OWN_C; ++c) word[c * OWN_T + t] = to_bits(p[c * place.next_d]);
         }
     }
 };
 
 template <typename T, int LAYOUT>
-INLINE void store_own(const Row<T>& row, const float (&v)[OWNED], const Lane& me, int left, int channels) {
+INLINE void store_own(T* to, const Place& place, const float (&v)[OWNED], const Lane& me, int left, int channels) {
+    to += place.at;
     if constexpr (LAYOUT == OWN && OWN == 1) {
         if (channels <= 0 || me.own_t >= left) return;
-        uint32* p = reinterpret_cast<uint32*>(row.at);
+        uint32* p = reinterpret_cast<uint32*>(to);
         constexpr int WORDS = OWNED * int(sizeof(T)) / 4, AT_ONCE = WORDS < 4 ? WORDS : 4;
 #pragma unroll
         for (int w = 0; w < WORDS; w += AT_ONCE) {
@@ -147,7 +150,7 @@ INLINE void store_own(const Row<T>& row, const float (&v)[OWNED], const Lane& me
     } else {
 #pragma unroll
         for (int t = 0; t < OWN_T; ++t) {
-            T* p = row.at + t * row.stride_t;
+            T* p = to + t * place.stride_t;
             const bool inside = me.own_t + t < left;
             if constexpr (LAYOUT == OWN) {
                 if (!inside || channels <= 0) continue;
@@ -159,13 +162,13 @@ INLINE void store_own(const Row<T>& row, const float (&v)[OWNED], const Lane& me
             } else {
 #pragma unroll
                 for (int c = 0; c < OWN_C; ++c)
-                    if (inside && c < channels) p[c * row.next_d] = from_float<T>(v[c * OWN_T + t]);
+                    if (inside && c < channels) p[c * place.next_d] = from_float<T>(v[c * OWN_T + t]);
             }
         }
     }
 }
 
-// The owned numbers of a warp's array [channel][time] in shared memory.
+// The owned numbers of an array [channel][time] in shared memory.
 constexpr int WIDE = OWN_T < 4 ? OWN_T : 4;
 
 INLINE void read_row(const float (*rows)[ROW], const Lane& me, float (&v)[OWNED]) {
@@ -259,19 +262,42 @@ template <typename T, int LAYOUT> struct States {
         return from_bits<T>(n % 2 ? word[i][n / 2] >> 16 : word[i][n / 2] & 0xffffu);
     }
 
-    // part 0 for B, 1 for C. States that do not exist have B = 0.
-    INLINE void store(float (*rows)[BC_ROW], int part) const {
+    // What a unit has of shared memory's row; states that do not exist are 0.
+    INLINE Pack<float, NS> unit(int i) const {
+        Pack<float, NS> v;
 #pragma unroll
-        for (int i = 0; i < UNITS; ++i)
-            if (mine(i)) {
-                Pack<float, NS> v;
-#pragma unroll
-                for (int n = 0; n < NS; ++n)
-                    v.at[n] = LANES * NS == STATES || slot(i) * NS + n < STATES ? get(i, n) : 0.0f;
-                store_pack<float, NS>(&rows[step(i)][(slot(i) * 2 + part) * NS], v);
-            }
+        for (int n = 0; n < NS; ++n)
+            v.at[n] = LANES * NS == STATES || slot(i) * NS + n < STATES ? get(i, n) : 0.0f;
+        return v;
     }
 };
+
+using StatesB = States<B_TYPE, B_LAYOUT>;
+using StatesC = States<C_TYPE, C_LAYOUT>;
+
+INLINE void store_states(float (*rows)[BC_ROW], const StatesB& B, const StatesC& C) {
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+        if (!StatesB::mine(i)) continue;
+        const Pack<float, NS> b = B.unit(i), c = C.unit(i);
+        if constexpr ((B_LAYOUT == 1) == (C_LAYOUT == 1)) {
+            Pack<float, 2 * NS> both;
+#pragma unroll
+            for (int n = 0; n < NS; ++n) both.at[n] = b.at[n], both.at[NS + n] = c.at[n];
+            store_pack<float, 2 * NS>(&rows[StatesB::step(i)][StatesB::slot(i) * 2 * NS], both);
+        } else {
+            store_pack<float, NS>(&rows[StatesB::step(i)][StatesB::slot(i) * 2 * NS], b);
+            store_pack<float, NS>(&rows[StatesC::step(i)][StatesC::slot(i) * 2 * NS + NS], c);
+        }
+    }
+}
+
+// One of the two alone: part 0 for B, 1 for C.
+template <typename S> INLINE void store_states(float (*rows)[BC_ROW], const S& states, int part) {
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i)
+        if (S::mine(i)) store_pack<float, NS>(&rows[S::step(i)][(S::slot(i) * 2 + part) * NS], states.unit(i));
+}
 
 // Sums over the lanes that share a channel. In: for each of the lane's two channels K steps. Out: K * 2 / LANES sums a
 // lane, of its first channel, for the steps from first_step(K) on.
@@ -302,13 +328,16 @@ template <int K> INLINE int first_step(const Lane& me) {
     return at;
 }
 
-// Sums over the lanes that own numbers of the same channel; every such lane gets the sum.
-INLINE float sum_over_owners(float v) {
-    // They differ in the upper bits of their number, or in the lower ones.
+// Sums over the threads that own numbers of the same channel; the first of them (own_t = 0) gets the sum.
+INLINE float sum_over_owners(float v, float* scratch) {
+    __syncthreads();
+    scratch[threadIdx.x] = v;
+    __syncthreads();
+    float sum = 0.0f;
+    if (threadIdx.x + (OWNERS - 1) * OWNERS_APART < THREADS)
 #pragma unroll
-    for (int bit = OWN == 2 ? OWN_ROWS : 1; bit < (OWN == 2 ? 32 : TILE / OWN_T); bit *= 2)
-        v += __shfl_xor_sync(FULL_WARP, v, bit);
-    return v;
+        for (int k = 0; k < OWNERS; ++k) sum += scratch[threadIdx.x + k * OWNERS_APART];
+    return sum;
 }
 
 // Which steps of a tile from t0 on begin another sequence, a bit each.

@@ -46,10 +46,6 @@ constexpr int HELD = SUB * 2 / LANES;   // sums over states that a lane holds af
 static_assert(HELD >= 1 && TILE % SUB == 0 && SUB % 2 == 0, "a lane holds whole sums");
 
 struct Warp {
-    float2 dtx[WARP_CHANNELS][PAIR_ROW];
-    float dy[WARP_CHANNELS][ROW];  // of steps still to come; <q, A> of those that are done
-    float y[WARP_CHANNELS][ROW];
-    float dx[WARP_CHANNELS][ROW];  // <dh, B>
     float states[TILE / SUB][2 * NS][32];
     float parts[2][SUB][SLOTS][PADDED_N];  // dB and dC of SUB steps, a sum for each pair of channels
     float sums[2][TILE][PADDED_N];         // the same of the whole tile and warp
@@ -57,6 +53,10 @@ struct Warp {
 
 struct __align__(16) Shared {
     float BC[TILE][BC_ROW];
+    float2 dtx[BLOCK_CHANNELS][PAIR_ROW];
+    float dy[BLOCK_CHANNELS][ROW];  // of steps still to come; <q, A> of those that are done
+    float y[BLOCK_CHANNELS][ROW];
+    float dx[BLOCK_CHANNELS][ROW];  // <dh, B>
     Warp warps[WARPS];
 };
 
@@ -66,12 +66,12 @@ DECLARE_SHARED(Shared);
 struct TwoSteps {
     float dt[2][2], x[2][2], dy[2][2];
 
-    INLINE void load(const Warp& warp, int first, int second, int t) {
+    INLINE void load(const Shared& shared, int first, int second, int t) {
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
             const int c = k ? second : first;
-            const float4 pairs = *reinterpret_cast<const float4*>(&warp.dtx[c][t]);
-            const float2 dys = *reinterpret_cast<const float2*>(&warp.dy[c][t]);
+            const float4 pairs = *reinterpret_cast<const float4*>(&shared.dtx[c][t]);
+            const float2 dys = *reinterpret_cast<const float2*>(&shared.dy[c][t]);
             dt[0][k] = pairs.x, x[0][k] = pairs.y, dt[1][k] = pairs.z, x[1][k] = pairs.w;
             dy[0][k] = dys.x, dy[1][k] = dys.y;
         }
@@ -88,7 +88,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     const int64 row = blockIdx.x / blocks / p.chunks, chunk = blockIdx.x / blocks % p.chunks;
     if (STATE_ONLY && chunk == 0) return;
     const int64 group = blockIdx.x % blocks / group_blocks, block = blockIdx.x % group_blocks;
-    const int in_group = int(block) * BLOCK_CHANNELS + me.warp * WARP_CHANNELS;
+    const int in_group = int(block) * BLOCK_CHANNELS;
     const int64 d0 = group * p.group_dim + in_group;
     const int channels = int(p.group_dim) - in_group;
     const int64 start = chunk * p.chunk_length, stop = min(start + p.chunk_length, p.length);
@@ -96,14 +96,12 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 
     const int own_channels = channels - me.own_c;
     const int64 own_d = d0 + me.own_c, own_t = last_tile + me.own_t;
-    Row<const U_TYPE> u_row(p.u + row * p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
-    Row<const DELTA_TYPE> delta_row(p.delta + row * p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
-    Row<const Z_TYPE> z_row(p.z + row * p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
-    Row<const U_TYPE> dout_row(p.dout + row * p.dout_b, p.dout_d, p.dout_t, own_d, own_channels, own_t);
-    const B_TYPE* B_at =
-        States<B_TYPE, B_LAYOUT>::first(p.B + row * p.B_b + group * p.B_g + last_tile * p.B_t, p.B_n, p.B_t);
-    const C_TYPE* C_at =
-        States<C_TYPE, C_LAYOUT>::first(p.C + row * p.C_b + group * p.C_g + last_tile * p.C_t, p.C_n, p.C_t);
+    Place u_at(row, p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
+    Place z_at(row, p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
+    Place delta_at = SAME ? u_at : Place(row, p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
+    Place dout_at = SAME ? u_at : Place(row, p.dout_b, p.dout_d, p.dout_t, own_d, own_channels, own_t);
+    const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + last_tile * p.B_t, p.B_n, p.B_t);
+    const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + last_tile * p.C_t, p.C_n, p.C_t);
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C], dD[OWN_C], dbias[OWN_C];
 #pragma unroll
     for (int c = 0; c < OWN_C; ++c) {
@@ -138,8 +136,9 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                                    p.carry[j * p.dim * STATES + state_at[k] + n];
             }
 
+    auto move_back = [&] { u_at.move(-TILE), delta_at.move(-TILE), dout_at.move(-TILE), z_at.move(-TILE); };
     bool began = false;
-    const int first = me.channel(0), second = me.channel(1);
+    const int first = me.channel(0), second = me.channel(1), part = me.channels % WARP_CHANNELS / 2;
     for (int64 t0 = last_tile; t0 >= start; t0 -= TILE) {
         const int left = int(min(stop - t0, int64(TILE)));
         Own<U_TYPE, U_LAYOUT> u;
@@ -147,23 +146,25 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         Own<DELTA_TYPE, DELTA_LAYOUT> delta;
         Own<Z_TYPE, Z_LAYOUT> z;
         {
-            States<B_TYPE, B_LAYOUT> B;
-            States<C_TYPE, C_LAYOUT> C;
+            StatesB B;
+            StatesC C;
             C.load(C_at, p.C_n, p.C_t, left), C_at -= TILE * p.C_t;
             if (!STATE_ONLY) B.load(B_at, p.B_n, p.B_t, left), B_at -= TILE * p.B_t;
-            delta.load(delta_row, me, left), delta_row.move(-TILE);
-            dout.load(dout_row, me, left), dout_row.move(-TILE);
-            if (HAS_Z) z.load(z_row, me, left), z_row.move(-TILE);
-            if (!STATE_ONLY) u.load(u_row, me, left), u_row.move(-TILE);
-            C.store(shared.BC, 1);
-            if (!STATE_ONLY) B.store(shared.BC, 0);
+            delta.load(p.delta, delta_at, me, left);
+            dout.load(p.dout, dout_at, me, left);
+            if (HAS_Z) z.load(p.z, z_at, me, left);
+            if (!STATE_ONLY) u.load(p.u, u_at, me, left);
+            if (STATE_ONLY)
+                store_states(shared.BC, C, 1);
+            else
+                store_states(shared.BC, B, C);
         }
         if (t0 > start) {
             // Registers are too few to load the next tile now; its way to the L2 cache is the longer part.
-            delta_row.prefetch(me);
-            dout_row.prefetch(me);
-            if (HAS_Z) z_row.prefetch(me);
-            if (!STATE_ONLY) u_row.prefetch(me);
+            prefetch_tile(p.delta, delta_at, me, -TILE, 0);
+            prefetch_tile(p.dout, dout_at, me, -TILE, 1);
+            if (HAS_Z) prefetch_tile(p.z, z_at, me, -TILE, 2);
+            if (!STATE_ONLY) prefetch_tile(p.u, u_at, me, -TILE, 3);
         }
         {
             float dt[OWNED], x[OWNED], dy[OWNED];
@@ -183,8 +184,8 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 x[i] = STATE_ONLY ? 0.0f : dt[i] * u[i];
                 if (STATE_ONLY) dt_sum[i / OWN_T] += dt[i];
             }
-            write_pairs(mine.dtx, me, dt, x);
-            write_row(mine.dy, me, dy);
+            write_pairs(shared.dtx, me, dt, x);
+            write_row(shared.dy, me, dy);
         }
         uint32 resets = 0;
         if (PACKED) resets = resets_of_tile(p.sequence + row * p.length, t0, stop, me.lane);
@@ -206,7 +207,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
                     const int c = me.channel(k);
-                    const float dt = mine.dtx[c][t].x, dy = mine.dy[c][t];
+                    const float dt = shared.dtx[c][t].x, dy = shared.dy[c][t];
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {
                         dh[k][n] = fmaf(dy, bc[n], dh[k][n]) * exp2_fast(dt * A2[k][n]);
@@ -215,6 +216,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 }
             }
             __syncthreads();
+            move_back();
             continue;
         }
 
@@ -240,8 +242,8 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
             for (int i = 0; i < SUB; i += 2) {
                 const int t = s * SUB + i;
-                const float4 one = *reinterpret_cast<const float4*>(&mine.dtx[first][t]);
-                const float4 two = *reinterpret_cast<const float4*>(&mine.dtx[second][t]);
+                const float4 one = *reinterpret_cast<const float4*>(&shared.dtx[first][t]);
+                const float4 two = *reinterpret_cast<const float4*>(&shared.dtx[second][t]);
                 float a[2][NS], decayed[2][NS];
                 const Pack<float, NS> B0 = load_pack<float, NS>(&shared.BC[t][me.slot * 2 * NS]);
                 const Pack<float, NS> B1 = load_pack<float, NS>(&shared.BC[t + 1][me.slot * 2 * NS]);
@@ -264,7 +266,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
                 for (int i = 0; i < SUB; ++i) {
                     const int t = s * SUB + i;
-                    if (i % 2 == 0) steps.load(mine, first, second, t);
+                    if (i % 2 == 0) steps.load(shared, first, second, t);
                     const float(&dt)[2] = steps.dt[i % 2], (&x)[2] = steps.x[i % 2], (&dy)[2] = steps.dy[i % 2];
                     const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
                     step(t, dt, x, bc.at, a[i], decayed[i]);
@@ -276,19 +278,19 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                         for (int k = 0; k < 2; ++k)
                             y[k][i] = n == 0 ? h[k][n] * bc.at[NS] : fmaf(h[k][n], bc.at[NS + n], y[k][i]);
                     }
-                    store_pack<float, NS>(&mine.parts[1][i][me.channels / 2][me.slot * NS], dC);
+                    store_pack<float, NS>(&mine.parts[1][i][part][me.slot * NS], dC);
                 }
                 if (HAS_Z) {
                     sum_over_states<SUB>(y, me);
 #pragma unroll
-                    for (int i = 0; i < HELD; ++i) mine.y[first][s * SUB + first_step<SUB>(me) + i] = y[0][i];
+                    for (int i = 0; i < HELD; ++i) shared.y[first][s * SUB + first_step<SUB>(me) + i] = y[0][i];
                 }
             }
             float dx[2][SUB], dd[2][SUB];
 #pragma unroll
             for (int i = SUB - 1; i >= 0; --i) {
                 const int t = s * SUB + i;
-                if (i % 2 == 1) steps.load(mine, first, second, t - 1);
+                if (i % 2 == 1) steps.load(shared, first, second, t - 1);
                 const float(&dt)[2] = steps.dt[i % 2], (&x)[2] = steps.x[i % 2], (&dy)[2] = steps.dy[i % 2];
                 const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
                 Pack<float, NS> dB;
@@ -307,15 +309,15 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     for (int k = 0; k < 2; ++k)
                         dh[k][n] = PACKED && resets >> t & 1 ? 0.0f : dh[k][n] * a[i][k][n];
                 }
-                store_pack<float, NS>(&mine.parts[0][i][me.channels / 2][me.slot * NS], dB);
+                store_pack<float, NS>(&mine.parts[0][i][part][me.slot * NS], dB);
             }
             sum_over_states<SUB>(dx, me);
             sum_over_states<SUB>(dd, me);
 #pragma unroll
             for (int i = 0; i < HELD; ++i) {
                 const int t = s * SUB + first_step<SUB>(me) + i;
-                mine.dx[first][t] = dx[0][i];
-                mine.dy[first][t] = dd[0][i];  // every lane has read dy of these steps before the shuffles
+                shared.dx[first][t] = dx[0][i];
+                shared.dy[first][t] = dd[0][i];  // every lane has read dy of these steps before the shuffles
             }
             __syncwarp();
             constexpr int FOURS = 2 * SUB * PADDED_N / 4;
@@ -323,24 +325,25 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             for (int j = 0; j < (FOURS + 31) / 32; ++j) {
                 const int four = me.lane + j * 32;
                 if (FOURS % 32 && four >= FOURS) break;
-                const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % SUB, part = four / (PADDED_N / 4 * SUB);
-                float4 sum = *reinterpret_cast<const float4*>(&mine.parts[part][i][0][n]);
+                const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % SUB, of = four / (PADDED_N / 4 * SUB);
+                float4 sum = *reinterpret_cast<const float4*>(&mine.parts[of][i][0][n]);
 #pragma unroll
                 for (int slot = 1; slot < SLOTS; ++slot) {
-                    const float4 more = *reinterpret_cast<const float4*>(&mine.parts[part][i][slot][n]);
+                    const float4 more = *reinterpret_cast<const float4*>(&mine.parts[of][i][slot][n]);
                     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
                 }
-                *reinterpret_cast<float4*>(&mine.sums[part][s * SUB + i][n]) = sum;
+                *reinterpret_cast<float4*>(&mine.sums[of][s * SUB + i][n]) = sum;
             }
             __syncwarp();
         }
+        __syncthreads();
 
         {
             float y[OWNED], dx[OWNED], dd[OWNED], dz[OWNED], dt[OWNED], x[OWNED];
-            if (HAS_Z) read_row(mine.y, me, y);
-            read_row(mine.dx, me, dx);
-            read_row(mine.dy, me, dd);
-            read_pairs(mine.dtx, me, dt, x);
+            if (HAS_Z) read_row(shared.y, me, y);
+            read_row(shared.dx, me, dx);
+            read_row(shared.dy, me, dd);
+            read_pairs(shared.dtx, me, dt, x);
 #pragma unroll
             for (int i = 0; i < OWNED; ++i) {
                 const int c = i / OWN_T;
@@ -362,29 +365,31 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 dbias[c] += inside ? slope : 0.0f;
             }
             const int64 t = t0 + me.own_t;
-            store_own<U_TYPE, DU_LAYOUT>(Row<U_TYPE>(p.du + row * p.du_b, p.du_d, p.du_t, own_d, own_channels, t), dx, me,
-                                         left, own_channels);
-            store_own<DELTA_TYPE, DDELTA_LAYOUT>(
-                Row<DELTA_TYPE>(p.ddelta + row * p.ddelta_b, p.ddelta_d, p.ddelta_t, own_d, own_channels, t), dd, me, left,
-                own_channels);
-            if (HAS_Z)
-                store_own<Z_TYPE, DZ_LAYOUT>(Row<Z_TYPE>(p.dz + row * p.dz_b, p.dz_d, p.dz_t, own_d, own_channels, t), dz,
-                                             me, left, own_channels);
-            if (HAS_Z && p.out)
-                store_own<U_TYPE, OUT_LAYOUT>(Row<U_TYPE>(p.out + row * p.out_b, p.out_d, p.out_t, own_d, own_channels, t),
-                                              y, me, left, own_channels);
+            auto place = [&](int64 b, int64 d, int64 step) { return Place(row, b, d, step, own_d, own_channels, t); };
+            const Place du_at = SAME ? u_at : place(p.du_b, p.du_d, p.du_t);
+            store_own<U_TYPE, DU_LAYOUT>(p.du, du_at, dx, me, left, own_channels);
+            const Place ddelta_at = SAME ? u_at : place(p.ddelta_b, p.ddelta_d, p.ddelta_t);
+            store_own<DELTA_TYPE, DDELTA_LAYOUT>(p.ddelta, ddelta_at, dd, me, left, own_channels);
+            if (HAS_Z) {
+                const Place dz_at = SAME_Z ? z_at : place(p.dz_b, p.dz_d, p.dz_t);
+                store_own<Z_TYPE, DZ_LAYOUT>(p.dz, dz_at, dz, me, left, own_channels);
+            }
+            if (HAS_Z && p.out) {
+                const Place out_at = SAME ? u_at : place(p.out_b, p.out_d, p.out_t);
+                store_own<U_TYPE, OUT_LAYOUT>(p.out, out_at, y, me, left, own_channels);
+            }
+            move_back();
         }
-        __syncthreads();
         for (int four = threadIdx.x; four < 2 * TILE * PADDED_N / 4; four += THREADS) {
-            const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % TILE, part = four / (PADDED_N / 4 * TILE);
+            const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % TILE, of = four / (PADDED_N / 4 * TILE);
             if (t0 + i >= stop) continue;
-            float4 sum = *reinterpret_cast<const float4*>(&shared.warps[0].sums[part][i][n]);
+            float4 sum = *reinterpret_cast<const float4*>(&shared.warps[0].sums[of][i][n]);
 #pragma unroll
             for (int w = 1; w < WARPS; ++w) {
-                const float4 more = *reinterpret_cast<const float4*>(&shared.warps[w].sums[part][i][n]);
+                const float4 more = *reinterpret_cast<const float4*>(&shared.warps[w].sums[of][i][n]);
                 sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
             }
-            const int64 at = (((block * 2 + part) * p.batch + row) * groups + group) * p.length + t0 + i;
+            const int64 at = (((block * 2 + of) * p.batch + row) * groups + group) * p.length + t0 + i;
             *reinterpret_cast<float4*>(p.dBC + at * PADDED_N + n) = sum;
         }
     }
@@ -397,7 +402,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 if (state_in[k][n]) p.carry[(row * p.chunks + chunk) * p.dim * STATES + state_at[k] + n] = dh[k][n];
 #pragma unroll
         for (int c = 0; c < OWN_C; ++c) {
-            float sum = sum_over_owners(dt_sum[c]);
+            float sum = sum_over_owners(dt_sum[c], &shared.BC[0][0]);
             if (me.own_t == 0 && c < own_channels)
                 p.decay[(row * p.chunks + chunk) * p.dim + own_d + c] = began ? -1.0f : sum;
         }
@@ -413,7 +418,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             }
 #pragma unroll
     for (int c = 0; c < OWN_C; ++c) {
-        float sum_D = sum_over_owners(dD[c]), sum_bias = sum_over_owners(dbias[c]);
+        float sum_D = sum_over_owners(dD[c], &shared.BC[0][0]), sum_bias = sum_over_owners(dbias[c], &shared.BC[0][0]);
         if (me.own_t == 0 && c < own_channels) {
             const int64 at = (row * p.chunks + chunk) * p.dim + own_d + c;
             if (p.dD) p.dD[at] = sum_D;

@@ -31,12 +31,18 @@ struct Parameters {
 };
 
 struct __align__(16) Shared {
-    float BC[2][TILE][BC_ROW];
-    float2 dtx[WARPS][WARP_CHANNELS][PAIR_ROW];
-    float y[WARPS][WARP_CHANNELS][ROW];
+    float BC[TILE][BC_ROW];
+    float2 dtx[BLOCK_CHANNELS][PAIR_ROW];
+    float y[BLOCK_CHANNELS][ROW];
 };
 
 DECLARE_SHARED(Shared);
+
+// What a lane reads for GROUP steps: (dt, x) of its two channels, two steps at a time, and its states' B and C.
+struct Group {
+    float4 pairs[2][GROUP / 2];
+    Pack<float, 2 * NS> BC[GROUP];
+};
 
 template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     Shared& shared = SHARED_POOL(Shared);
@@ -47,21 +53,19 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     const int64 row = blockIdx.x / blocks / p.chunks, chunk = blockIdx.x / blocks % p.chunks;
     if (STATE_ONLY && chunk == p.chunks - 1) return;
     const int64 group = blockIdx.x % blocks / group_blocks;
-    const int in_group = blockIdx.x % group_blocks * BLOCK_CHANNELS + me.warp * WARP_CHANNELS;
-    const int64 d0 = group * p.group_dim + in_group;  // the warp's first channel
+    const int in_group = blockIdx.x % group_blocks * BLOCK_CHANNELS;
+    const int64 d0 = group * p.group_dim + in_group;   // the block's first channel
     const int channels = int(p.group_dim) - in_group;  // how many there are from it on
     const int64 start = chunk * p.chunk_length, stop = min(start + p.chunk_length, p.length);
 
     const int own_channels = channels - me.own_c;
     const int64 own_d = d0 + me.own_c, own_t = start + me.own_t;
-    Row<const U_TYPE> u_row(p.u + row * p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
-    Row<const DELTA_TYPE> delta_row(p.delta + row * p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
-    Row<const Z_TYPE> z_row(p.z + row * p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
-    Row<U_TYPE> out_row(p.out + row * p.out_b, p.out_d, p.out_t, own_d, own_channels, own_t);
-    const B_TYPE* B_at =
-        States<B_TYPE, B_LAYOUT>::first(p.B + row * p.B_b + group * p.B_g + start * p.B_t, p.B_n, p.B_t);
-    const C_TYPE* C_at =
-        States<C_TYPE, C_LAYOUT>::first(p.C + row * p.C_b + group * p.C_g + start * p.C_t, p.C_n, p.C_t);
+    Place u_at(row, p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
+    Place delta_at = SAME ? u_at : Place(row, p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
+    Place z_at(row, p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
+    Place out_at = SAME ? u_at : Place(row, p.out_b, p.out_d, p.out_t, own_d, own_channels, own_t);
+    const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + start * p.B_t, p.B_n, p.B_t);
+    const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + start * p.C_t, p.C_n, p.C_t);
 
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C];
 #pragma unroll
@@ -100,24 +104,25 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     Own<U_TYPE, U_LAYOUT> u_next;
     Own<DELTA_TYPE, DELTA_LAYOUT> delta_next;
     Own<Z_TYPE, Z_LAYOUT> z_next;
-    States<B_TYPE, B_LAYOUT> B_next;
-    States<C_TYPE, C_LAYOUT> C_next;
+    StatesB B_next;
+    StatesC C_next;
     bool began = false;
     // Loads the tile from t0 on, and moves on.
     auto fetch = [&](int64 t0) {
         const int left = int(min(stop - t0, int64(TILE)));
-        u_next.load(u_row, me, left), u_row.move(TILE);
-        delta_next.load(delta_row, me, left), delta_row.move(TILE);
+        u_next.load(p.u, u_at, me, left), u_at.move(TILE);
+        delta_next.load(p.delta, delta_at, me, left), delta_at.move(TILE);
         B_next.load(B_at, p.B_n, p.B_t, left), B_at += TILE * p.B_t;
         if (STATE_ONLY) return;
-        if (HAS_Z) z_next.load(z_row, me, left), z_row.move(TILE);
+        if (HAS_Z) z_next.load(p.z, z_at, me, left), z_at.move(TILE);
         C_next.load(C_at, p.C_n, p.C_t, left), C_at += TILE * p.C_t;
     };
     fetch(start);
-    int buffer = 0;
-    for (int64 t0 = start; t0 < stop; t0 += TILE, buffer ^= 1) {
-        B_next.store(shared.BC[buffer], 0);
-        if (!STATE_ONLY) C_next.store(shared.BC[buffer], 1);
+    for (int64 t0 = start; t0 < stop; t0 += TILE) {
+        if (STATE_ONLY)
+            store_states(shared.BC, B_next, 0);
+        else
+            store_states(shared.BC, B_next, C_next);
         const int left = int(min(stop - t0, int64(TILE)));
         const auto u_now = u_next;
         const auto z_now = z_next;
@@ -135,7 +140,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             x[i] = dt[i] * u_now[i];
             if (STATE_ONLY) dt_sum[i / OWN_T] += dt[i];
         }
-        write_pairs(shared.dtx[me.warp], me, dt, x);
+        write_pairs(shared.dtx, me, dt, x);
         if (t0 + TILE < stop) fetch(t0 + TILE);
         if (!STATE_ONLY && p.saved && t0 % SAVE_EVERY == 0) {
             const int64 at = (row * ((p.length + SAVE_EVERY - 1) / SAVE_EVERY) + t0 / SAVE_EVERY) * p.dim * STATES;
@@ -150,58 +155,67 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         if (PACKED && resets) began = true;
         __syncthreads();
 
-        const float2* first = shared.dtx[me.warp][me.channel(0)];
-        const float2* second = shared.dtx[me.warp][me.channel(1)];
+        const float2* const first = shared.dtx[me.channel(0)];
+        const float2* const second = shared.dtx[me.channel(1)];
+        auto load_group = [&](int g) {
+            Group group;
+#pragma unroll
+            for (int i = 0; i < GROUP; ++i) {
+                if (i % 2 == 0) {
+                    group.pairs[0][i / 2] = *reinterpret_cast<const float4*>(first + g + i);
+                    group.pairs[1][i / 2] = *reinterpret_cast<const float4*>(second + g + i);
+                }
+                group.BC[i] = load_pack<float, 2 * NS>(&shared.BC[g + i][me.slot * 2 * NS]);
+            }
+            return group;
+        };
+        Group next = load_group(0);
 #pragma unroll 2
         for (int g = 0; g < TILE; g += GROUP) {
+            const Group now = next;
+            if (NS <= 2) next = load_group(min(g + GROUP, TILE - GROUP));  // early, where registers allow
             float y[2][GROUP];
 #pragma unroll
-            for (int i = 0; i < GROUP; i += 2) {
-                const float4 pairs[2] = {*reinterpret_cast<const float4*>(first + g + i),
-                                         *reinterpret_cast<const float4*>(second + g + i)};
+            for (int i = 0; i < GROUP; ++i) {
+                if (PACKED && resets >> (g + i) & 1) {
 #pragma unroll
-                for (int s = 0; s < 2; ++s) {
-                    const float* states = shared.BC[buffer][g + i + s] + me.slot * 2 * NS;
-                    const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(states);
-                    if (PACKED && resets >> (g + i + s) & 1) {
+                    for (int k = 0; k < 2; ++k)
 #pragma unroll
-                        for (int k = 0; k < 2; ++k)
+                        for (int n = 0; n < NS; ++n) h[k][n] = 0.0f;
+                }
 #pragma unroll
-                            for (int n = 0; n < NS; ++n) h[k][n] = 0.0f;
-                    }
+                for (int k = 0; k < 2; ++k) {
+                    const float4 pair = now.pairs[k][i / 2];
+                    const float dt = i % 2 ? pair.z : pair.x, x = i % 2 ? pair.w : pair.y;
 #pragma unroll
-                    for (int k = 0; k < 2; ++k) {
-                        const float dt = s ? pairs[k].z : pairs[k].x, x = s ? pairs[k].w : pairs[k].y;
-#pragma unroll
-                        for (int n = 0; n < NS; ++n) {
-                            h[k][n] = fmaf(exp2_fast(dt * A2[k][n]), h[k][n], x * bc.at[n]);
-                            if (!STATE_ONLY) {
-                                float c = bc.at[NS + n];
-                                y[k][i + s] = n == 0 ? h[k][n] * c : fmaf(h[k][n], c, y[k][i + s]);
-                            }
+                    for (int n = 0; n < NS; ++n) {
+                        h[k][n] = fmaf(exp2_fast(dt * A2[k][n]), h[k][n], x * now.BC[i].at[n]);
+                        if (!STATE_ONLY) {
+                            const float c = now.BC[i].at[NS + n];
+                            y[k][i] = n == 0 ? h[k][n] * c : fmaf(h[k][n], c, y[k][i]);
                         }
                     }
                 }
             }
+            if (NS > 2) next = load_group(min(g + GROUP, TILE - GROUP));
             if (!STATE_ONLY) {
                 sum_over_states<GROUP>(y, me);
-                shared.y[me.warp][me.channel(0)][g + first_step<GROUP>(me)] = y[0][0];
+                shared.y[me.channel(0)][g + first_step<GROUP>(me)] = y[0][0];
             }
         }
+        __syncthreads();
 
         if (!STATE_ONLY) {
-            __syncwarp();
             float y[OWNED];
-            read_row(shared.y[me.warp], me, y);
+            read_row(shared.y, me, y);
 #pragma unroll
             for (int i = 0; i < OWNED; ++i) {
                 y[i] = fmaf(skip[i / OWN_T], u_now[i], y[i]);
                 if (HAS_Z) y[i] *= silu(z_now[i]);
             }
-            store_own<U_TYPE, OUT_LAYOUT>(out_row, y, me, left, own_channels);
-            out_row.move(TILE);
+            store_own<U_TYPE, OUT_LAYOUT>(p.out, out_at, y, me, left, own_channels);
+            out_at.move(TILE);
         }
-        __syncwarp();  // before the next tile overwrites what the warp's other lanes read
     }
 
     float* const end = STATE_ONLY ? p.carry + (row * p.chunks + chunk) * p.dim * STATES : p.last + row * p.dim * STATES;
@@ -214,7 +228,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     if (STATE_ONLY) {
 #pragma unroll
         for (int c = 0; c < OWN_C; ++c) {
-            float sum = sum_over_owners(dt_sum[c]);
+            float sum = sum_over_owners(dt_sum[c], &shared.BC[0][0]);
             if (me.own_t == 0 && c < own_channels)
                 p.decay[(row * p.chunks + chunk) * p.dim + own_d + c] = began ? -1.0f : sum;
         }
