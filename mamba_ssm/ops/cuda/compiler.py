@@ -41,7 +41,7 @@ def compile_cubin(file: str, constants: Constants, architecture: str) -> bytes:
     `constants` are defined for the preprocessor. Raises BackendError with NVRTC's log when it does not compile.
     """
     nvrtc = _bindings("nvrtc")
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--use_fast_math", "--restrict"]
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--use_fast_math", "--device-as-default-execution-space"]
     options += [f"-D{name}={int(value) if isinstance(value, bool) else value}" for name, value in constants.items()]
     text = (SOURCES / file).read_text()
     key = hashlib.sha256(repr((text, headers(), options, _call(nvrtc.nvrtcVersion()))).encode()).hexdigest()

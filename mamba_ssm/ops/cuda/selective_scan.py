@@ -80,7 +80,7 @@ class _Cut(NamedTuple):
 @cache
 def _cut(states: int) -> _Cut:
     if states <= 16:
-        return _Cut(lanes=8, warps=4, tile=32, sub=8)
+        return _Cut(lanes=8, warps=4, tile=32, sub=4)
     if states <= 32:
         return _Cut(lanes=8, warps=4, tile=32, sub=4)
     if states <= 64:

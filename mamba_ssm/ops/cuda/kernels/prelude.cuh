@@ -59,17 +59,25 @@ INLINE float sigmoid(float x) { return reciprocal(1.0f + exp2_fast(-LOG2E * x));
 INLINE float silu(float x) { return x * sigmoid(x); }
 
 // log(1 + exp(x)) with full relative precision, for trained step sizes are 1e-3: exp(-|x|) is in (0, 1], where
-// log1p(e) / e is this polynomial (Chebyshev interpolation, relative error 3e-7 in fp32).
-INLINE float softplus(float x) {
-    float e = exp2_fast(-LOG2E * fabsf(x));
-    float p = -0.00837115255f;
-    p = fmaf(p, e, 0.0434938998f);
-    p = fmaf(p, e, -0.106850029f);
-    p = fmaf(p, e, 0.176874767f);
-    p = fmaf(p, e, -0.244747742f);
-    p = fmaf(p, e, 0.332719284f);
-    p = fmaf(p, e, -0.499971745f);
-    p = fmaf(p, e, 0.999999781f);
+// log1p(e) / e is a polynomial (Chebyshev interpolation). Its relative error in fp32 is 3e-7; where x comes from a number
+// of half precision, EXACT = false, 9e-6 will do.
+template <bool EXACT = true> INLINE float softplus(float x) {
+    float e = exp2_fast(-LOG2E * fabsf(x)), p;
+    if (EXACT) {
+        p = fmaf(-0.00837115255f, e, 0.0434938998f);
+        p = fmaf(p, e, -0.106850029f);
+        p = fmaf(p, e, 0.176874767f);
+        p = fmaf(p, e, -0.244747742f);
+        p = fmaf(p, e, 0.332719284f);
+        p = fmaf(p, e, -0.499971745f);
+        p = fmaf(p, e, 0.999999781f);
+    } else {
+        p = fmaf(-0.0234436558f, e, 0.100139733f);
+        p = fmaf(p, e, -0.209079536f);
+        p = fmaf(p, e, 0.324849581f);
+        p = fmaf(p, e, -0.499314652f);
+        p = fmaf(p, e, 0.999990592f);
+    }
     return fmaf(e, p, fmaxf(x, 0.0f));
 }
 
@@ -137,6 +145,8 @@ template <> INLINE uint32 pack_two<fp16>(float low, float high) {
 }
 #endif
 
+template <bool VALUE> struct Constant { static constexpr bool value = VALUE; };
+
 // K numbers that lie together, and that one instruction moves where they make 4, 8 or 16 bytes.
 template <typename T, int K> struct alignas(sizeof(T) * K > 16 ? 16 : sizeof(T) * K) Pack { T at[K]; };
 
@@ -203,5 +213,33 @@ template <typename T> INLINE void multiply_tiles(float (&c)[4], const uint32 (&a
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     }
+#endif
+}
+
+// An fp32 number as two of tf32's 11 bits, which add up to it but for 2^-23 of it: `whole` becomes the nearest one.
+INLINE void split_tf32(uint32& whole, uint32& rest) {
+    const uint32 nearest = (whole + 0x1000u) & 0xffffe000u;
+    rest = (__float_as_uint(bits_to_float(whole) - bits_to_float(nearest)) + 0x1000u) & 0xffffe000u;
+    whole = nearest;
+}
+
+// c += a b on tensor cores, by a warp: a 16 x 8, b 8 x 8, c 16 x 8, a tf32 number to a word. With g = lane / 4 and
+// t = lane % 4, a lane holds a: rows g, g + 8, g, g + 8 at columns t, t, t + 4, t + 4; b: column g at rows t, t + 4; c as
+// in multiply_tiles.
+INLINE void multiply_tiles_tf32(float (&c)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
+#ifdef EMULATED
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int from = 0; from < 4; ++from)
+        for (int part = 0; part < 2; ++part) {
+            const float rows[2] = {bits_to_float(__shfl_sync(FULL_WARP, a[2 * part], 4 * g + from)),
+                                   bits_to_float(__shfl_sync(FULL_WARP, a[2 * part + 1], 4 * g + from))};
+            const float columns[2] = {bits_to_float(__shfl_sync(FULL_WARP, b[part], 8 * t + from)),
+                                      bits_to_float(__shfl_sync(FULL_WARP, b[part], 8 * t + 4 + from))};
+            for (int i = 0; i < 4; ++i) c[i] += rows[i / 2] * columns[i % 2];
+        }
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }

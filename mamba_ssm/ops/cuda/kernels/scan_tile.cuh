@@ -60,23 +60,24 @@ struct Lane {
 // of them is not stored, and its steps get dt = 0, which leaves the state alone. Tensors with the same strides have the same
 // place, which saves registers: hence an offset, not a pointer.
 struct Place {
-    int64 at, next_d, stride_t;  // from the first owned channel to the second; from a step to the next
+    int64 at, next_d;  // in elements; next_d: from the first owned channel to the second
+    int stride_t;
 
     // d: the lane's first channel, of which `channels` exist from there on. t: its first step.
     INLINE Place(int64 row, int64 stride_b, int64 stride_d, int64 stride_t, int64 d, int channels, int64 t)
         : at(row * stride_b + (d + (channels > 0 ? 0 : (channels - 1) & -OWN_C)) * stride_d + t * stride_t),
           next_d(channels > 1 ? stride_d : 0),
-          stride_t(stride_t) {}
+          stride_t(int(stride_t)) {}
 
-    INLINE void move(int steps) { at += steps * stride_t; }
+    INLINE void move(int steps) { at += int64(steps) * stride_t; }
 };
 
 // The block's numbers of p in the tile `steps` after the current one; `which` of up to four tensors p is.
 template <typename T> INLINE void prefetch_tile(const T* p, const Place& place, const Lane& me, int steps, int which) {
     if (OWN == 1)
-        prefetch(p + place.at + steps * place.stride_t);
+        prefetch(p + place.at + int64(steps) * place.stride_t);
     else if (me.warp % 4 == which && me.lane < TILE)  // a step a lane
-        prefetch(p + place.at - me.own_c + (steps + me.lane - me.own_t) * place.stride_t);
+        prefetch(p + place.at - me.own_c + int64(steps + me.lane - me.own_t) * place.stride_t);
 }
 
 // Numbers of u, delta, z, .. that a lane owns in one tile, number i = channel * OWN_T + step. They stay as the words that
@@ -94,17 +95,15 @@ template <typename T, int LAYOUT> struct Own {
         return from_bits<T>(word[e / 2] >> 16);
     }
 
-    // left: steps of the tile that exist, at least 1.
-    INLINE void load(const T* p, const Place& place, const Lane& me, int left) {
+    // left: steps of the tile that exist, at least 1; FULL where all do.
+    template <bool FULL> INLINE void load(const T* p, const Place& place, const Lane& me, int left) {
         p += place.at;
         if constexpr (PACKED_WORDS && OWN == 1) {  // L is a multiple of OWN_T
-            read<WORDS>(p - (me.own_t < left ? 0 : me.own_t), 0);
-        } else if (left >= TILE) {
-#pragma unroll
-            for (int t = 0; t < OWN_T; ++t) load_step(p + t * place.stride_t, place, t);
+            read<WORDS>(p - (FULL || me.own_t < left ? 0 : me.own_t), 0);
         } else {
 #pragma unroll
-            for (int t = 0; t < OWN_T; ++t) load_step(p + min(t, left - 1 - me.own_t) * place.stride_t, place, t);
+            for (int t = 0; t < OWN_T; ++t)
+                load_step(p + int64(FULL ? t : min(t, left - 1 - me.own_t)) * place.stride_t, place, t);
         }
     }
 
@@ -150,7 +149,7 @@ INLINE void store_own(T* to, const Place& place, const float (&v)[OWNED], const 
     } else {
 #pragma unroll
         for (int t = 0; t < OWN_T; ++t) {
-            T* p = to + t * place.stride_t;
+            T* p = to + int64(t) * place.stride_t;
             const bool inside = me.own_t + t < left;
             if constexpr (LAYOUT == OWN) {
                 if (!inside || channels <= 0) continue;
@@ -226,14 +225,13 @@ template <typename T, int LAYOUT> struct States {
     }
     static INLINE bool mine(int i) { return TILE * LANES % THREADS == 0 || threadIdx.x + i * THREADS < TILE * LANES; }
 
-    // p: at the thread's first unit (see `first`); left: steps of the tile that exist, at least 1.
-    INLINE void load(const T* p, int64 stride_n, int64 stride_t, int left) {
-        constexpr int NEXT = LAYOUT == 1 ? 0 : THREADS / LANES;  // steps from a unit to the thread's next
+    // p: at the thread's first unit (see `first`); left: steps of the tile that exist, at least 1; FULL where all do.
+    template <bool FULL> INLINE void load(const T* p, int64 stride_n, int64 stride_t, int left) {
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) {
             const T* from = p;
-            if (LAYOUT != 1 && left >= TILE)
-                from += mine(i) ? i * NEXT * stride_t : 0;
+            if (FULL && LAYOUT != 1)  // a unit's successor has the same slot
+                from += mine(i) ? int64(i * (THREADS / LANES)) * int(stride_t) : 0;
             else
                 from += (min(step(i), left - 1) - step(0)) * stride_t + (slot(i) - slot(0)) * NS * stride_n;
             if constexpr (PACKED_WORDS) {

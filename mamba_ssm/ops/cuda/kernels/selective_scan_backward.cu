@@ -47,7 +47,7 @@ static_assert(HELD >= 1 && TILE % SUB == 0 && SUB % 2 == 0, "a lane holds whole 
 
 struct Warp {
     float states[TILE / SUB][2 * NS][32];
-    float parts[2][SUB][SLOTS][PADDED_N];  // dB and dC of SUB steps, a sum for each pair of channels
+    float parts[2][SUB][SLOTS * PADDED_N + 16];  // dB and dC of SUB steps, a sum for each pair of channels; 16 against conflicts
     float sums[2][TILE][PADDED_N];         // the same of the whole tile and warp
 };
 
@@ -136,9 +136,12 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                                    p.carry[j * p.dim * STATES + state_at[k] + n];
             }
 
-    auto move_back = [&] { u_at.move(-TILE), delta_at.move(-TILE), dout_at.move(-TILE), z_at.move(-TILE); };
+    auto move_back = [&] {
+        u_at.move(-TILE), delta_at.move(-TILE), dout_at.move(-TILE), z_at.move(-TILE);
+        B_at -= TILE * p.B_t, C_at -= TILE * p.C_t;
+    };
     bool began = false;
-    const int first = me.channel(0), second = me.channel(1), part = me.channels % WARP_CHANNELS / 2;
+    const int first = me.channel(0), second = me.channel(1), part = me.channels % WARP_CHANNELS / 2 * PADDED_N;
     for (int64 t0 = last_tile; t0 >= start; t0 -= TILE) {
         const int left = int(min(stop - t0, int64(TILE)));
         Own<U_TYPE, U_LAYOUT> u;
@@ -148,12 +151,20 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         {
             StatesB B;
             StatesC C;
-            C.load(C_at, p.C_n, p.C_t, left), C_at -= TILE * p.C_t;
-            if (!STATE_ONLY) B.load(B_at, p.B_n, p.B_t, left), B_at -= TILE * p.B_t;
-            delta.load(p.delta, delta_at, me, left);
-            dout.load(p.dout, dout_at, me, left);
-            if (HAS_Z) z.load(p.z, z_at, me, left);
-            if (!STATE_ONLY) u.load(p.u, u_at, me, left);
+            auto fetch = [&](auto full) {
+                constexpr bool FULL = decltype(full)::value;
+                C.template load<FULL>(C_at, p.C_n, p.C_t, left);
+                delta.template load<FULL>(p.delta, delta_at, me, left);
+                dout.template load<FULL>(p.dout, dout_at, me, left);
+                if (HAS_Z) z.template load<FULL>(p.z, z_at, me, left);
+                if (STATE_ONLY) return;
+                B.template load<FULL>(B_at, p.B_n, p.B_t, left);
+                u.template load<FULL>(p.u, u_at, me, left);
+            };
+            if (left == TILE)
+                fetch(Constant<true>());
+            else
+                fetch(Constant<false>());
             if (STATE_ONLY)
                 store_states(shared.BC, C, 1);
             else
@@ -171,7 +182,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
             for (int i = 0; i < OWNED; ++i) {
                 const float raw = delta[i] + bias[i / OWN_T];
-                dt[i] = SOFTPLUS ? softplus(raw) : raw;
+                dt[i] = SOFTPLUS ? softplus<sizeof(DELTA_TYPE) == 4>(raw) : raw;
                 dy[i] = dout[i];
                 if (HAS_Z) dy[i] *= silu(z[i]);
             }
@@ -202,17 +213,19 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 
         if (STATE_ONLY) {
 #pragma unroll 2
-            for (int t = TILE - 1; t >= 0; --t) {
-                const float* bc = shared.BC[t] + me.slot * 2 * NS + NS;
+            for (int t = TILE - 2; t >= 0; t -= 2) {
+                TwoSteps two;
+                two.load(shared, first, second, t);
 #pragma unroll
-                for (int k = 0; k < 2; ++k) {
-                    const int c = me.channel(k);
-                    const float dt = shared.dtx[c][t].x, dy = shared.dy[c][t];
+                for (int i = 1; i >= 0; --i) {
+                    const auto C = load_pack<float, NS>(&shared.BC[t + i][(me.slot * 2 + 1) * NS]);
 #pragma unroll
-                    for (int n = 0; n < NS; ++n) {
-                        dh[k][n] = fmaf(dy, bc[n], dh[k][n]) * exp2_fast(dt * A2[k][n]);
-                        if (PACKED && resets >> t & 1) dh[k][n] = 0.0f;
-                    }
+                    for (int k = 0; k < 2; ++k)
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) {
+                            dh[k][n] = fmaf(two.dy[i][k], C.at[n], dh[k][n]) * exp2_fast(two.dt[i][k] * A2[k][n]);
+                            if (PACKED && resets >> (t + i) & 1) dh[k][n] = 0.0f;
+                        }
                 }
             }
             __syncthreads();
@@ -260,15 +273,18 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
                     for (int n = 0; n < NS; ++n) h[k][n] = mine.states[s][k * NS + n][me.lane];
             float a[SUB][2][NS], decayed[SUB][2][NS];
-            TwoSteps steps;
+            TwoSteps loaded[SUB / 2];  // kept for the way back, like a and decayed
+            Pack<float, 2 * NS> BC[SUB];
             {
                 float y[2][SUB];
 #pragma unroll
                 for (int i = 0; i < SUB; ++i) {
                     const int t = s * SUB + i;
-                    if (i % 2 == 0) steps.load(shared, first, second, t);
-                    const float(&dt)[2] = steps.dt[i % 2], (&x)[2] = steps.x[i % 2], (&dy)[2] = steps.dy[i % 2];
-                    const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
+                    if (i % 2 == 0) loaded[i / 2].load(shared, first, second, t);
+                    const TwoSteps& two = loaded[i / 2];
+                    const float(&dt)[2] = two.dt[i % 2], (&x)[2] = two.x[i % 2], (&dy)[2] = two.dy[i % 2];
+                    BC[i] = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
+                    const auto& bc = BC[i];
                     step(t, dt, x, bc.at, a[i], decayed[i]);
                     Pack<float, NS> dC;
 #pragma unroll
@@ -278,7 +294,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                         for (int k = 0; k < 2; ++k)
                             y[k][i] = n == 0 ? h[k][n] * bc.at[NS] : fmaf(h[k][n], bc.at[NS + n], y[k][i]);
                     }
-                    store_pack<float, NS>(&mine.parts[1][i][part][me.slot * NS], dC);
+                    store_pack<float, NS>(&mine.parts[1][i][part + me.slot * NS], dC);
                 }
                 if (HAS_Z) {
                     sum_over_states<SUB>(y, me);
@@ -290,9 +306,9 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
             for (int i = SUB - 1; i >= 0; --i) {
                 const int t = s * SUB + i;
-                if (i % 2 == 1) steps.load(shared, first, second, t - 1);
-                const float(&dt)[2] = steps.dt[i % 2], (&x)[2] = steps.x[i % 2], (&dy)[2] = steps.dy[i % 2];
-                const Pack<float, 2 * NS> bc = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
+                const TwoSteps& two = loaded[i / 2];
+                const float(&dt)[2] = two.dt[i % 2], (&x)[2] = two.x[i % 2], (&dy)[2] = two.dy[i % 2];
+                const auto& bc = BC[i];
                 Pack<float, NS> dB;
 #pragma unroll
                 for (int n = 0; n < NS; ++n) {
@@ -309,7 +325,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     for (int k = 0; k < 2; ++k)
                         dh[k][n] = PACKED && resets >> t & 1 ? 0.0f : dh[k][n] * a[i][k][n];
                 }
-                store_pack<float, NS>(&mine.parts[0][i][part][me.slot * NS], dB);
+                store_pack<float, NS>(&mine.parts[0][i][part + me.slot * NS], dB);
             }
             sum_over_states<SUB>(dx, me);
             sum_over_states<SUB>(dd, me);
@@ -326,10 +342,10 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 const int four = me.lane + j * 32;
                 if (FOURS % 32 && four >= FOURS) break;
                 const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % SUB, of = four / (PADDED_N / 4 * SUB);
-                float4 sum = *reinterpret_cast<const float4*>(&mine.parts[of][i][0][n]);
+                float4 sum = *reinterpret_cast<const float4*>(&mine.parts[of][i][n]);
 #pragma unroll
                 for (int slot = 1; slot < SLOTS; ++slot) {
-                    const float4 more = *reinterpret_cast<const float4*>(&mine.parts[of][i][slot][n]);
+                    const float4 more = *reinterpret_cast<const float4*>(&mine.parts[of][i][slot * PADDED_N + n]);
                     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
                 }
                 *reinterpret_cast<float4*>(&mine.sums[of][s * SUB + i][n]) = sum;

@@ -108,14 +108,22 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     StatesC C_next;
     bool began = false;
     // Loads the tile from t0 on, and moves on.
-    auto fetch = [&](int64 t0) {
-        const int left = int(min(stop - t0, int64(TILE)));
-        u_next.load(p.u, u_at, me, left), u_at.move(TILE);
-        delta_next.load(p.delta, delta_at, me, left), delta_at.move(TILE);
-        B_next.load(B_at, p.B_n, p.B_t, left), B_at += TILE * p.B_t;
+    auto fetch_tile = [&](auto full, int left) {
+        constexpr bool FULL = decltype(full)::value;
+        u_next.template load<FULL>(p.u, u_at, me, left);
+        delta_next.template load<FULL>(p.delta, delta_at, me, left);
+        B_next.template load<FULL>(B_at, p.B_n, p.B_t, left);
         if (STATE_ONLY) return;
-        if (HAS_Z) z_next.load(p.z, z_at, me, left), z_at.move(TILE);
-        C_next.load(C_at, p.C_n, p.C_t, left), C_at += TILE * p.C_t;
+        if (HAS_Z) z_next.template load<FULL>(p.z, z_at, me, left);
+        C_next.template load<FULL>(C_at, p.C_n, p.C_t, left);
+    };
+    auto fetch = [&](int64 t0) {
+        if (stop - t0 >= TILE)
+            fetch_tile(Constant<true>(), TILE);
+        else
+            fetch_tile(Constant<false>(), int(stop - t0));
+        u_at.move(TILE), delta_at.move(TILE), z_at.move(TILE);
+        B_at += TILE * p.B_t, C_at += TILE * p.C_t;
     };
     fetch(start);
     for (int64 t0 = start; t0 < stop; t0 += TILE) {
@@ -130,7 +138,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 #pragma unroll
         for (int i = 0; i < OWNED; ++i) {
             const float raw = delta_next[i] + bias[i / OWN_T];
-            dt[i] = SOFTPLUS ? softplus(raw) : raw;
+            dt[i] = SOFTPLUS ? softplus<sizeof(DELTA_TYPE) == 4>(raw) : raw;
         }
         if (left < TILE)
 #pragma unroll
