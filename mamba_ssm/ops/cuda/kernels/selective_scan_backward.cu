@@ -62,6 +62,11 @@ struct __align__(16) Shared {
 
 DECLARE_SHARED(Shared);
 
+// What the first walk needs of SUB steps: the decay of each state, and what is added to it.
+struct Walk {
+    float decay[SUB][2][NS], added[SUB][2][NS];
+};
+
 // What two steps of time need of a lane's two channels: index [step][channel].
 struct TwoSteps {
     float dt[2][2], x[2][2], dy[2][2];
@@ -233,36 +238,46 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             continue;
         }
 
-        // One step forwards: p = exp(dt A) h before it, h after it.
-        auto step = [&](int t, const float (&dt)[2], const float (&x)[2], const float* B, float (&a)[2][NS],
-                        float (&decayed)[2][NS]) {
+        // The first walk. The decays of the next steps do not wait for the states of these.
+        auto load_sub = [&](int s) {
+            Walk walk;
 #pragma unroll
-            for (int k = 0; k < 2; ++k)
+            for (int i = 0; i < SUB; i += 2) {
+                const int t = s * SUB + i;
 #pragma unroll
-                for (int n = 0; n < NS; ++n) {
-                    a[k][n] = exp2_fast(dt[k] * A2[k][n]);
-                    decayed[k][n] = PACKED && resets >> t & 1 ? 0.0f : a[k][n] * h[k][n];
-                    h[k][n] = fmaf(x[k], B[n], decayed[k][n]);
+                for (int k = 0; k < 2; ++k) {
+                    const float4 two = *reinterpret_cast<const float4*>(&shared.dtx[k ? second : first][t]);
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+                        const auto B = load_pack<float, NS>(&shared.BC[t + j][me.slot * 2 * NS]);
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) {
+                            walk.decay[i + j][k][n] = exp2_fast((j ? two.z : two.x) * A2[k][n]);
+                            walk.added[i + j][k][n] = (j ? two.w : two.y) * B.at[n];
+                        }
+                    }
                 }
+            }
+            return walk;
         };
-
-#pragma unroll 1
+        Walk next = load_sub(0);
+#pragma unroll
         for (int s = 0; s < TILE / SUB - 1; ++s) {
+            const Walk now = next;
+            if (s < TILE / SUB - 2) next = load_sub(s + 1);
 #pragma unroll
             for (int k = 0; k < 2; ++k)
 #pragma unroll
                 for (int n = 0; n < NS; ++n) mine.states[s][k * NS + n][me.lane] = h[k][n];
 #pragma unroll
-            for (int i = 0; i < SUB; i += 2) {
-                const int t = s * SUB + i;
-                const float4 one = *reinterpret_cast<const float4*>(&shared.dtx[first][t]);
-                const float4 two = *reinterpret_cast<const float4*>(&shared.dtx[second][t]);
-                float a[2][NS], decayed[2][NS];
-                const Pack<float, NS> B0 = load_pack<float, NS>(&shared.BC[t][me.slot * 2 * NS]);
-                const Pack<float, NS> B1 = load_pack<float, NS>(&shared.BC[t + 1][me.slot * 2 * NS]);
-                step(t, {one.x, two.x}, {one.y, two.y}, B0.at, a, decayed);
-                step(t + 1, {one.z, two.z}, {one.w, two.w}, B1.at, a, decayed);
-            }
+            for (int i = 0; i < SUB; ++i)
+#pragma unroll
+                for (int k = 0; k < 2; ++k)
+#pragma unroll
+                    for (int n = 0; n < NS; ++n)
+                        h[k][n] = PACKED && resets >> (s * SUB + i) & 1
+                                      ? now.added[i][k][n]
+                                      : fmaf(now.decay[i][k][n], h[k][n], now.added[i][k][n]);
         }
 
 #pragma unroll 1
@@ -285,7 +300,14 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     const float(&dt)[2] = two.dt[i % 2], (&x)[2] = two.x[i % 2], (&dy)[2] = two.dy[i % 2];
                     BC[i] = load_pack<float, 2 * NS>(&shared.BC[t][me.slot * 2 * NS]);
                     const auto& bc = BC[i];
-                    step(t, dt, x, bc.at, a[i], decayed[i]);
+#pragma unroll
+                    for (int k = 0; k < 2; ++k)
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) {
+                            a[i][k][n] = exp2_fast(dt[k] * A2[k][n]);
+                            decayed[i][k][n] = PACKED && resets >> t & 1 ? 0.0f : a[i][k][n] * h[k][n];
+                            h[k][n] = fmaf(x[k], bc.at[n], decayed[i][k][n]);
+                        }
                     Pack<float, NS> dC;
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {

@@ -38,9 +38,9 @@ struct __align__(16) Shared {
 
 DECLARE_SHARED(Shared);
 
-// What a lane reads for GROUP steps: (dt, x) of its two channels, two steps at a time, and its states' B and C.
+// What GROUP steps need that does not depend on the state: decays and inputs of a lane's two channels, its B and C.
 struct Group {
-    float4 pairs[2][GROUP / 2];
+    float decay[GROUP][2][NS], x[GROUP][2];
     Pack<float, 2 * NS> BC[GROUP];
 };
 
@@ -169,19 +169,22 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             Group group;
 #pragma unroll
             for (int i = 0; i < GROUP; ++i) {
-                if (i % 2 == 0) {
-                    group.pairs[0][i / 2] = *reinterpret_cast<const float4*>(first + g + i);
-                    group.pairs[1][i / 2] = *reinterpret_cast<const float4*>(second + g + i);
-                }
                 group.BC[i] = load_pack<float, 2 * NS>(&shared.BC[g + i][me.slot * 2 * NS]);
+                if (i % 2) continue;
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const float4 two = *reinterpret_cast<const float4*>((k ? second : first) + g + i);
+                    group.x[i][k] = two.y, group.x[i + 1][k] = two.w;
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+                        group.decay[i][k][n] = exp2_fast(two.x * A2[k][n]);
+                        group.decay[i + 1][k][n] = exp2_fast(two.z * A2[k][n]);
+                    }
+                }
             }
             return group;
         };
-        Group next = load_group(0);
-#pragma unroll 2
-        for (int g = 0; g < TILE; g += GROUP) {
-            const Group now = next;
-            if (NS <= 2) next = load_group(min(g + GROUP, TILE - GROUP));  // early, where registers allow
+        auto walk = [&](const Group& group, int g) {
             float y[2][GROUP];
 #pragma unroll
             for (int i = 0; i < GROUP; ++i) {
@@ -192,25 +195,30 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                         for (int n = 0; n < NS; ++n) h[k][n] = 0.0f;
                 }
 #pragma unroll
-                for (int k = 0; k < 2; ++k) {
-                    const float4 pair = now.pairs[k][i / 2];
-                    const float dt = i % 2 ? pair.z : pair.x, x = i % 2 ? pair.w : pair.y;
+                for (int k = 0; k < 2; ++k)
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {
-                        h[k][n] = fmaf(exp2_fast(dt * A2[k][n]), h[k][n], x * now.BC[i].at[n]);
+                        h[k][n] = fmaf(group.decay[i][k][n], h[k][n], group.x[i][k] * group.BC[i].at[n]);
                         if (!STATE_ONLY) {
-                            const float c = now.BC[i].at[NS + n];
+                            const float c = group.BC[i].at[NS + n];
                             y[k][i] = n == 0 ? h[k][n] * c : fmaf(h[k][n], c, y[k][i]);
                         }
                     }
-                }
             }
-            if (NS > 2) next = load_group(min(g + GROUP, TILE - GROUP));
             if (!STATE_ONLY) {
                 sum_over_states<GROUP>(y, me);
                 shared.y[me.channel(0)][g + first_step<GROUP>(me)] = y[0][0];
             }
+        };
+        // The next group's decays do not wait for this one's states: two groups are under way at once.
+        Group next = load_group(0);
+#pragma unroll
+        for (int g = 0; g < TILE - GROUP; g += GROUP) {
+            const Group now = next;
+            next = load_group(g + GROUP);
+            walk(now, g);
         }
+        walk(next, TILE - GROUP);
         __syncthreads();
 
         if (!STATE_ONLY) {
