@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mamba_ssm.ops import backend
+from mamba_ssm.ops.block_step import block_step
 from mamba_ssm.ops.layer_norm import RMSNorm, layer_norm_fn
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Block(nn.Module):
         **mixer_kwargs: Any,
     ) -> tuple[Tensor, ...]:
         """hidden_states, residual (B, L, dim) -> (hidden_states, residual) [, state with ``return_state``]."""
+        if inference_params is not None and self._is_one_op(hidden_states, inference_params, mixer_kwargs):
+            return self._step(hidden_states, residual, inference_params)
         how = {"fused": self.fused_add_norm, "residual_in_fp32": self.residual_in_fp32}
         hidden_states, residual = add_norm(self.norm, hidden_states, residual, **how)
         mixed = self.mixer(hidden_states, inference_params=inference_params, **mixer_kwargs)
@@ -81,6 +85,52 @@ class Block(nn.Module):
             hidden_states, residual = add_norm(self.norm2, hidden_states, residual, **how)
             hidden_states = self.mlp(hidden_states)
         return hidden_states, residual, *state
+
+    def _is_one_op(self, hidden_states: Tensor, params: InferenceParams, mixer_kwargs: dict[str, Any]) -> bool:
+        """Whether this call is one token that continues a cache, on a back-end that fuses the whole block."""
+        from mamba_ssm.modules.mamba_simple import Mamba
+
+        return (
+            hidden_states.shape[1] == 1
+            and params.seqlen_offset > 0
+            and self.fused_add_norm
+            and self.mlp is None
+            and isinstance(self.mixer, Mamba)
+            and all(value is None or value is False for value in mixer_kwargs.values())
+            and not torch.is_grad_enabled()
+            and hidden_states.dtype == self.mixer.in_proj.weight.dtype
+            and backend.choose("block_step", hidden_states.device, hidden_states.dtype).backend == "cuda"
+            and not torch.is_autocast_enabled(hidden_states.device.type)
+        )
+
+    def _step(self, hidden_states: Tensor, residual: Tensor | None, params: InferenceParams) -> tuple[Tensor, Tensor]:
+        """forward() for one token, (B, 1, dim)."""
+        mixer: Any = self.mixer
+        norm: Any = self.norm
+        conv_state, ssm_state = mixer._cache_for(params, hidden_states.shape[0])
+        out, residual = block_step(
+            hidden_states.squeeze(1),
+            None if residual is None else residual.squeeze(1),
+            conv_state,
+            ssm_state,
+            norm.weight,
+            norm.bias,
+            mixer.in_proj.weight,
+            mixer.in_proj.bias,
+            mixer.conv1d.weight.squeeze(1),
+            mixer.conv1d.bias,
+            mixer.x_proj.weight,
+            mixer.dt_proj.weight,
+            mixer.dt_proj.bias,
+            mixer.A_log,
+            mixer.D,
+            mixer.out_proj.weight,
+            mixer.out_proj.bias,
+            norm.eps,
+            isinstance(norm, RMSNorm),
+            self.residual_in_fp32,
+        )
+        return out.unsqueeze(1), residual.unsqueeze(1)
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mamba_ssm.modules.block import Block
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 from mamba_ssm.ops.selective_state_update import selective_state_update
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class Mamba(nn.Module):
         self, hidden: Tensor, initial: MambaState | None, want_state: bool, attention_mask: Tensor | None
     ) -> tuple[Tensor, MambaState | None]:
         """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
+        if initial is None and not want_state and attention_mask is None:
+            return self._mix_whole(hidden), None
         conv_in, ssm_in = initial if initial is not None else (None, None)
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
         padding = None if attention_mask is None else ~attention_mask.bool().unsqueeze(1)  # (B, 1, L)
@@ -162,6 +164,22 @@ class Mamba(nn.Module):
             y, ssm_out = y
             return self.out_proj(y.transpose(1, 2)), (conv_out, ssm_out)
         return self.out_proj(y.transpose(1, 2)), None
+
+    def _mix_whole(self, hidden: Tensor) -> Tensor:
+        """`_mix` of a text by itself, where nobody asks for the state."""
+        return mamba_inner_fn(
+            self.in_proj(hidden).transpose(1, 2),
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.out_proj.weight,
+            self.out_proj.bias,
+            -torch.exp(self.A_log.float()),
+            D=self.D.float(),
+            delta_bias=self.dt_proj.bias.float(),
+            delta_softplus=True,
+        )
 
     def _last_inputs(self, x: Tensor, before: Tensor | None, padding: Tensor | None) -> Tensor:
         """The last W columns (B, D, W) of what the convolution has read, up to x (B, D, L): zeros at the start."""

@@ -1,8 +1,10 @@
 """Which back-end runs an op, and why.
 
-Three back-ends have the same functions with the same signatures: "reference" (plain PyTorch, the specification), "cpu"
-(PyTorch too, arranged for speed) and "triton" (kernels for CUDA devices). The fastest that runs on the tensors' device
-is taken, unless one is asked for: `backend.use("reference")`, as a call or in a `with`, or MAMBA_BACKEND=reference.
+Four back-ends have the same functions with the same signatures: "reference" (plain PyTorch, the specification), "cpu"
+(PyTorch too, arranged for speed), "cuda" (CUDA C++ for NVIDIA GPUs, compiled when first used) and "triton" (for the GPUs
+that Triton knows). The fastest that runs on the tensors' device is taken, unless one is asked for:
+`backend.use("reference")`, as a call or in a `with`, or MAMBA_BACKEND=reference. Where the one taken lacks an op, the
+next one in the device's order runs it.
 """
 
 import importlib
@@ -17,10 +19,23 @@ import torch
 
 from mamba_ssm.errors import BackendError
 
-NAMES = ("reference", "cpu", "triton")
-OPS = ("selective_scan", "causal_conv1d", "layer_norm", "selective_state_update")
-# Ops whose reference was measured to be as fast as anything else PyTorch can do on a CPU have no module of their own.
-CPU_OPS = frozenset({"selective_scan", "selective_state_update"})
+NAMES = ("reference", "cpu", "cuda", "triton")
+OPS = (
+    "selective_scan",
+    "causal_conv1d",
+    "layer_norm",
+    "selective_state_update",
+    "block_step",
+    "linear_cross_entropy",
+    "topk_search",
+)
+# The reference has all. On a CPU it was measured to be as fast as anything else PyTorch can do where "cpu" is not named.
+HAVE = {
+    "cpu": frozenset({"selective_scan", "selective_state_update"}),
+    "cuda": frozenset(OPS) - {"selective_state_update"},
+    "triton": frozenset({"selective_scan", "causal_conv1d", "layer_norm", "selective_state_update"}),
+}
+FOLDERS = {"triton": "gpu"}
 
 _asked: str | None = None
 _warned: set[str] = set()
@@ -54,33 +69,58 @@ class use:
         _asked = self._before
 
 
-def choose(op: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Choice:
-    """Say which back-end runs `op` on tensors of `device`; raises BackendError when the one asked for cannot."""
+def choose(
+    op: str, device: torch.device | str, dtype: torch.dtype = torch.float32, without: frozenset[str] = frozenset()
+) -> Choice:
+    """Say which back-end runs `op` on tensors of `device`; raises BackendError when the one asked for cannot.
+
+    without: back-ends that do not take this very call; one that is asked for by name says so itself.
+    """
     kind = torch.device(device).type
     name = _asked or os.environ.get("MAMBA_BACKEND")
     if name:
         _check(name)
-        if name == "triton" and kind != "cuda" and not _interpreted():
-            raise BackendError(f"The triton back-end needs CUDA tensors, not {kind} ones: move them, or ask for cpu.")
-        return Choice(op, kind, name, "asked for by name")
-    if kind == "cuda" and _has_triton() and dtype != torch.float64:
-        return Choice(op, kind, "triton", "the fastest on this device")
-    name = "cpu" if op in CPU_OPS else "reference"
+        if name in ("cuda", "triton") and kind != "cuda" and not (name == "triton" and _interpreted()):
+            raise BackendError(f"The {name} back-end needs CUDA tensors, not {kind} ones: move them, or ask for cpu.")
+        return Choice(op, kind, _first(op, _from(name, kind)), "asked for by name")
     if kind != "cuda":
-        fast = "the fastest on a CPU" if op in CPU_OPS else "measured on a CPU: as fast as PyTorch can be"
-        return Choice(op, kind, name, fast if kind == "cpu" else f"there are no kernels for {kind}")
-    reason = "the kernels compute in fp32, not fp64" if _has_triton() else "there is no Triton: pip install triton"
-    return Choice(op, kind, name, reason, slow=True)
+        fast = "the fastest on a CPU" if op in HAVE["cpu"] else "measured on a CPU: as fast as PyTorch can be"
+        reason = fast if kind == "cpu" else f"there are no kernels for {kind}"
+        return Choice(op, kind, _first(op, ("cpu", "reference")), reason)
+    if dtype == torch.float64:
+        return Choice(op, kind, _first(op, ("cpu", "reference")), "the kernels compute in fp32, not fp64", slow=True)
+    missing = _why_not_cuda()
+    if missing is None:
+        able = tuple(
+            n for n in ("cuda", "triton", "reference") if n not in without and (n != "triton" or _has_triton())
+        )
+        taken = _first(op, able)
+        return Choice(op, kind, taken, "the fastest on this device" if taken == "cuda" else "the fastest for this call")
+    if _has_triton():
+        taken = _first(op, tuple(n for n in ("triton", "reference") if n not in without))
+        return Choice(op, kind, taken, missing, slow=torch.version.hip is None)
+    reason = f"{missing}; and there is no Triton: pip install triton"
+    return Choice(op, kind, _first(op, ("cpu", "reference")), reason, slow=True)
 
 
-def module(op: str, x: torch.Tensor) -> ModuleType:
+def module(op: str, x: torch.Tensor, without: frozenset[str] = frozenset()) -> ModuleType:
     """Import the module that runs `op` on x; warn, once, where a faster one could have been."""
-    choice = choose(op, x.device, x.dtype)
+    choice = choose(op, x.device, x.dtype, without)
     if choice.slow and choice.reason not in _warned:
         _warned.add(choice.reason)
         warnings.warn(f"{op} on {choice.device} runs on a slow path: {choice.reason}.", stacklevel=3)
-    folder = {"triton": "gpu", "cpu": "cpu" if op in CPU_OPS else "reference"}.get(choice.backend, "reference")
-    return importlib.import_module(f"mamba_ssm.ops.{folder}.{op}")
+    return importlib.import_module(f"mamba_ssm.ops.{FOLDERS.get(choice.backend, choice.backend)}.{op}")
+
+
+def _from(name: str, kind: str) -> tuple[str, ...]:
+    """The order of a device's back-ends from `name` on."""
+    order = ("cuda", "triton", "reference") if kind == "cuda" else ("triton", "cpu", "reference")
+    usable = tuple(n for n in order if n != "triton" or name == "triton" or _has_triton())
+    return (name, *usable[usable.index(name) + 1 :]) if name in usable else (name, "reference")
+
+
+def _first(op: str, names: tuple[str, ...]) -> str:
+    return next(n for n in names if n == "reference" or op in HAVE[n])
 
 
 def explain() -> list[Choice]:
@@ -94,13 +134,24 @@ def _check(name: str) -> None:
         raise BackendError(f"There is no back-end {name!r}: choose one of {', '.join(NAMES)}.")
     if name == "triton" and not _has_triton():
         raise BackendError("The triton back-end needs Triton: pip install triton, or ask for cpu or reference.")
-    if name == "triton" and not torch.cuda.is_available() and not _interpreted():
-        raise BackendError("The triton back-end needs a CUDA device, and there is none here: ask for cpu or reference.")
+    if name in ("cuda", "triton") and not torch.cuda.is_available() and not (name == "triton" and _interpreted()):
+        raise BackendError(
+            f"The {name} back-end needs a CUDA device, and there is none here: ask for cpu or reference."
+        )
+    if name == "cuda" and (missing := _why_not_cuda()):
+        raise BackendError(f"The cuda back-end cannot run here: {missing}.")
 
 
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _why_not_cuda() -> str | None:
+    from mamba_ssm.ops.cuda import compiler
+
+    return compiler.why_not()
 
 
 def _interpreted() -> bool:

@@ -19,7 +19,8 @@ def causal_conv1d_fn(
     activation: str | None = None,
 ) -> Any:
     """Convolve x (B, D, L) with weight (D, W): out (B, D, L), or (out, final_states (B, D, W-1))."""
-    run = backend.module("causal_conv1d", x).causal_conv1d_fn
+    without = frozenset() if 2 <= weight.shape[1] <= 4 else frozenset({"cuda"})
+    run = backend.module("causal_conv1d", x, without).causal_conv1d_fn
     return run(x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation)
 
 

@@ -3,6 +3,7 @@
 from functools import wraps
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,13 +26,23 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> Any:
     """Scan u (B, D, L): out (B, D, L) in u's dtype, or (out, last_state (B, D, N) in fp32).
 
     Shapes, dtypes and the mathematics: `mamba_ssm/ops/reference/selective_scan.py`. Complex A has no fast path.
     """
-    run = selective_scan_ref if A.is_complex() else backend.module("selective_scan", u).selective_scan_fn
-    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
+    run = selective_scan_ref
+    if not A.is_complex():
+        run = backend.module("selective_scan", u, _not_taken(A, B, C, seq_idx)).selective_scan_fn
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state, seq_idx)
+
+
+def _not_taken(A: Tensor, B: Tensor, C: Tensor, seq_idx: Tensor | None) -> frozenset[str]:
+    """The back-ends that do not take a scan of these."""
+    wide = A.shape[1] > 256
+    lacks = {"cuda": wide or B.dim() == 2 or C.dim() == 2, "triton": wide or seq_idx is not None}
+    return frozenset(name for name, lack in lacks.items() if lack)
 
 
 def mamba_inner_fn(
@@ -64,6 +75,12 @@ def mamba_inner_fn(
     Returns:
         (B, L, E).
     """
+    made = B is None and C is None and B_proj_bias is None and C_proj_bias is None and not A.is_complex()
+    if made and conv1d_weight.shape[-1] > 1 and _trains_on_cuda(xz, conv1d_weight, A):
+        from mamba_ssm.ops.cuda.mamba_inner import mamba_inner_fn as fused
+
+        weights = (conv1d_weight.squeeze(1), conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight)
+        return fused(xz, *weights, out_proj_bias, A, D, delta_bias, delta_softplus)
     x, z = xz.chunk(2, dim=1)
     x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
     state = A.shape[1] * (2 if A.is_complex() else 1)
@@ -77,6 +94,16 @@ def mamba_inner_fn(
         C = _to_state_first(made.pop(0), C_proj_bias, A.is_complex())
     y = selective_scan_fn(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
+def _trains_on_cuda(xz: Tensor, conv1d_weight: Tensor, A: Tensor) -> bool:
+    """Whether this call wants gradients, and the CUDA back-end has all its parts: then one function keeps less."""
+    return (
+        torch.is_grad_enabled()
+        and conv1d_weight.shape[-1] <= 4
+        and A.shape[1] <= 256
+        and backend.choose("selective_scan", xz.device, xz.dtype).backend == "cuda"
+    )
 
 
 @wraps(mamba_inner_fn)

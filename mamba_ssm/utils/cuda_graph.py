@@ -1,4 +1,4 @@
-"""One decoding step captured as a CUDA graph: a small model's step is bound by launches, and a graph is one launch."""
+"""Decoding steps and short prompts captured as CUDA graphs: they are bound by launches, and a graph is one launch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,45 @@ if TYPE_CHECKING:
     from mamba_ssm.utils.generation import InferenceParams
 
 
+GRAPHED_PROMPT = 2048  # tokens; beyond them, launches are hidden behind the work
+KEPT_PROMPTS = 16
+
+
 @dataclass
 class DecodingCGCache:
-    """Captured steps of one model, by (batch size, tokens), and the states whose addresses they hold."""
+    """Captured steps of one model, by (batch size, tokens), and the states whose addresses they hold.
+
+    ``prompts``: captured starts of a text; None for a shape that was seen once. ``pool``: the memory all graphs share.
+    """
 
     inference_params: InferenceParams
     key: tuple[Any, ...]
     callables: dict[tuple[int, int], Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    prompts: dict[tuple[int, int], Callable[[Tensor], Tensor] | None] = field(default_factory=dict)
+    pool: Any = None
 
     def run(self, input_ids: Tensor) -> Tensor:
-        """input_ids (B, L) of a captured shape -> logits (B, L, V). The states move on; the result is a copy."""
+        """input_ids (B, L) of a captured shape -> logits (B, L, V), which the next run of that shape overwrites."""
         return self.callables[input_ids.shape[0], input_ids.shape[1]](input_ids)
+
+    def run_prompt(self, model: Any, input_ids: Tensor) -> Tensor | None:
+        """Start a text with input_ids (B, L): its last logits (B, 1, V), which the next run of that shape overwrites.
+
+        None where the caller must run the model: a long prompt, or a shape that comes for the first time. The second
+        time it is captured.
+        """
+        shape = (input_ids.shape[0], input_ids.shape[1])
+        if shape[1] > GRAPHED_PROMPT:
+            return None
+        if shape not in self.prompts:
+            while len(self.prompts) >= KEPT_PROMPTS:
+                del self.prompts[next(iter(self.prompts))]
+            self.prompts[shape] = None
+            return None
+        run = self.prompts[shape]
+        if run is None:
+            run = self.prompts[shape] = _capture(self, model, *shape, offset=0, last=1)
+        return run(input_ids)
 
 
 @torch.no_grad()
@@ -50,19 +78,25 @@ def update_graph_cache(
         cache = DecodingCGCache(InferenceParams(max_seqlen, batch_size, key_value_memory_dict=states), key)
     for tokens in decoding_seqlens:
         if (batch_size, tokens) not in cache.callables:
-            cache.callables[batch_size, tokens] = _capture(model, cache.inference_params, batch_size, tokens, n_warmups)
+            # Any offset but 0: a step continues.
+            cache.callables[batch_size, tokens] = _capture(
+                cache, model, batch_size, tokens, offset=1, last=tokens, n_warmups=n_warmups
+            )
     return cache
 
 
+@torch.no_grad()
 def _capture(
-    model: Any, params: InferenceParams, batch_size: int, tokens: int, n_warmups: int
+    cache: DecodingCGCache, model: Any, batch_size: int, tokens: int, *, offset: int, last: int, n_warmups: int = 2
 ) -> Callable[[Tensor], Tensor]:
+    """The model on (batch_size, tokens) ids at seqlen_offset `offset`, to the logits of the last `last` tokens."""
+    params = cache.inference_params
     device = next(iter(model.parameters())).device
     static_ids = torch.zeros(batch_size, tokens, dtype=torch.long, device=device)
-    params.seqlen_offset = 1  # any offset but 0: a step continues
+    params.seqlen_offset = offset
 
     def step() -> Tensor:
-        return model(static_ids, inference_params=params, num_last_tokens=tokens).logits
+        return model(static_ids, inference_params=params, num_last_tokens=last).logits
 
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -71,12 +105,14 @@ def _capture(
             step()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    if cache.pool is None:
+        cache.pool = torch.cuda.graph_pool_handle()  # graphs of a cache run one after the other
+    with torch.cuda.graph(graph, pool=cache.pool, stream=stream):
         static_logits = step()
 
     def run(input_ids: Tensor) -> Tensor:
         static_ids.copy_(input_ids)
         graph.replay()
-        return static_logits.clone()
+        return static_logits
 
     return run

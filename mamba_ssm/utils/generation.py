@@ -109,7 +109,8 @@ def decode(
         eos_token_id: ends a row; it then repeats this token until every row has ended.
         teacher_outputs: (B, >= max_length) tokens to take instead of the sampled ones, to score a given text.
         vocab_size: ids from here on, the padding of the vocabulary, are never sampled nor in scores.
-        cg: replay the step as a CUDA graph, which on small batches is much faster; kept on the model for the next call.
+        cg: replay steps, and prompts of up to 2,048 tokens whose shape came before, as CUDA graphs: much faster on
+            small batches; kept on the model for the next call.
         seed, generator: make sampling repeat. Either, not both.
         stop_strings: end a row whose new text holds one of them; needs ``tokenizer``. ``texts`` is cut before it.
         question_ids: (B, m), for a model with embedding search and injection.
@@ -138,7 +139,7 @@ def decode(
         logits = forward(tokens)[:, -1, :vocab_size]
         params.seqlen_offset += tokens.shape[1]
         if output_scores:
-            scores.append(logits)
+            scores.append(logits.clone() if cg else logits)  # a graph overwrites them at the next step
         if teacher_outputs is not None and teacher_outputs.shape[1] > sequences.shape[1]:
             chosen = teacher_outputs[:, sequences.shape[1]]
         else:
@@ -223,6 +224,10 @@ def _stepper(
     def forward(tokens: Tensor) -> Tensor:
         if graph is not None and params.seqlen_offset > 0:
             return graph.run(tokens)
+        if graph is not None and attention_mask is None:
+            logits = graph.run_prompt(model, tokens)
+            if logits is not None:
+                return logits
         more = extra | prompt_extra if params.seqlen_offset == 0 else extra
         return model(tokens, inference_params=params, num_last_tokens=1, **more).logits
 

@@ -56,14 +56,15 @@ def test_the_environment_asks_too_and_the_code_wins(monkeypatch: pytest.MonkeyPa
     with backend.use("cpu"):
         assert backend.choose(SCAN, "cpu").backend == "cpu"
     monkeypatch.setenv("MAMBA_BACKEND", "fast")
-    with pytest.raises(BackendError, match="reference, cpu, triton"):
+    with pytest.raises(BackendError, match="reference, cpu, cuda, triton"):
         backend.choose(SCAN, "cpu")
 
 
 @no_cuda
-def test_triton_by_name_without_a_gpu_is_an_error() -> None:
-    with pytest.raises(BackendError):
-        backend.use("triton")
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_gpu_back_end_by_name_without_a_gpu_is_an_error(name: str) -> None:
+    with pytest.raises(BackendError, match="CUDA device"):
+        backend.use(name)
     assert backend.choose(SCAN, "cpu").backend == "cpu"
 
 
@@ -73,10 +74,18 @@ def test_triton_by_name_without_triton_is_an_error(monkeypatch: pytest.MonkeyPat
         backend.use("triton")
 
 
-def test_a_slower_back_end_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_has_triton", lambda: False)
+def gpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool) -> None:
+    """As if this machine had a GPU with these back-ends."""
+    monkeypatch.setattr(backend, "_why_not_cuda", lambda: None if cuda else "pip install cuda-bindings")
+    monkeypatch.setattr(backend, "_has_triton", lambda: triton)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_slower_back_end_is_announced_once(monkeypatch: pytest.MonkeyPatch, triton: bool) -> None:
+    gpu(monkeypatch, cuda=False, triton=triton)
     on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
-    with pytest.warns(UserWarning, match="pip install triton"):
+    with pytest.warns(UserWarning, match="pip install cuda-bindings"):
         backend.module(SCAN, on_gpu)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -85,9 +94,32 @@ def test_a_slower_back_end_is_announced_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_kernels_are_the_choice_on_a_gpu_except_for_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_has_triton", lambda: True)
-    assert backend.choose(SCAN, "cuda").backend == "triton"
+    gpu(monkeypatch, cuda=True, triton=True)
+    assert all(backend.choose(op, "cuda").backend in ("cuda", "triton") for op in backend.OPS)
+    assert backend.choose(SCAN, "cuda").backend == "cuda"
     assert backend.choose(SCAN, "cuda", torch.float64).backend == "cpu"
+    gpu(monkeypatch, cuda=False, triton=True)
+    assert backend.choose(SCAN, "cuda").backend == "triton"
+    assert backend.choose("block_step", "cuda").backend == "reference"
+
+
+def test_a_call_that_the_fastest_does_not_take_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, cuda=True, triton=True)
+    assert backend.choose(SCAN, "cuda", without=frozenset({"cuda"})).backend == "triton"
+    gpu(monkeypatch, cuda=True, triton=False)
+    assert backend.choose(SCAN, "cuda", without=frozenset({"cuda"})).backend == "reference"
+    with backend.use("cuda"):
+        assert backend.choose(SCAN, "cuda", without=frozenset({"cuda"})).backend == "cuda"
+
+
+def test_a_back_end_by_name_leaves_the_ops_that_it_lacks_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, cuda=True, triton=True)
+    with backend.use("cuda"):
+        assert backend.choose("selective_state_update", "cuda").backend == "triton"
+    with backend.use("triton"):
+        assert backend.choose("block_step", "cuda").backend == "reference"
+    with backend.use("cpu"):
+        assert backend.choose("layer_norm", "cuda").backend == "reference"
 
 
 def test_all_doors_import_without_triton() -> None:

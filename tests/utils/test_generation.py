@@ -7,6 +7,7 @@ import torch
 
 from mamba_ssm import MambaLMHeadModel
 from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.utils import cuda_graph
 from mamba_ssm.utils.generation import InferenceParams, decode
 
 VOCABULARY = 30
@@ -218,6 +219,28 @@ def test_half_precision_generates(model, prompt):
             assert (rough - score).abs().max() < 0.1 * score.abs().max(), name
 
 
+def test_a_prompt_is_captured_when_its_shape_comes_again(monkeypatch):
+    captured = []
+
+    def capture(cache, model, batch, length, *, offset, last):
+        assert (offset, last) == (0, 1)
+        captured.append((batch, length))
+        return lambda ids: ids
+
+    monkeypatch.setattr(cuda_graph, "_capture", capture)
+    cache = cuda_graph.DecodingCGCache(InferenceParams(9, 2), ())
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    assert cache.run_prompt(None, ids) is None
+    assert cache.run_prompt(None, ids) is ids
+    assert cache.run_prompt(None, ids) is ids
+    long = torch.zeros(1, cuda_graph.GRAPHED_PROMPT + 1, dtype=torch.long)
+    assert [cache.run_prompt(None, long) for _ in range(3)] == [None] * 3
+    for length in range(6, 6 + cuda_graph.KEPT_PROMPTS):
+        assert cache.run_prompt(None, torch.zeros(2, length, dtype=torch.long)) is None
+    assert cache.run_prompt(None, ids) is None  # forgotten: only so many are kept
+    assert captured == [(2, 5)]
+
+
 @pytest.mark.gpu
 def test_cuda_graphs_say_the_same_as_plain_decoding(model, prompt):
     model, prompt = copy.deepcopy(model).cuda(), prompt.cuda()
@@ -226,4 +249,6 @@ def test_cuda_graphs_say_the_same_as_plain_decoding(model, prompt):
         graph = model.generate(prompt[:rows], 30, cg=True, return_dict_in_generate=True, output_scores=True)
         torch.testing.assert_close(torch.stack(graph.scores), torch.stack(plain.scores), atol=1e-4, rtol=1e-4)
         assert torch.equal(graph.sequences, plain.sequences)
-    assert set(model._decoding_cache.callables) == {(3, 1), (1, 1), (2, 1)}
+    cache = model._decoding_cache
+    assert set(cache.callables) == {(3, 1), (1, 1), (2, 1)}
+    assert {shape for shape, run in cache.prompts.items() if run is not None} == {(3, 5)}  # the one that came twice

@@ -35,6 +35,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Shapes and results are the reference's, for real A. out has u's memory layout: (B, D, L), or (B, L, D)."""
     real = torch.promote_types(u.dtype, torch.float32)
@@ -42,11 +43,12 @@ def selective_scan_fn(
     A = A.to(real)
     h = u.new_zeros(u.shape[0], *A.shape, dtype=real) if initial_state is None else initial_state.to(real)
     inputs = (u, delta, A, B, C, D, z, delta_bias, h)
+    resets = None if seq_idx is None else F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))[..., : u.shape[2]]
     if torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in inputs):
-        y, h = _block(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h)
+        y, h = _block(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h, resets)
         out = torch.empty_like(u).copy_(y)
         return (out, h) if return_last_state else out
-    out, last = _in_blocks(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h)
+    out, last = _in_blocks(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h, resets)
     return (out, last) if return_last_state else out
 
 
@@ -62,6 +64,7 @@ def _in_blocks(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     h: Tensor,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`_block` over blocks of rows and of time one after the other, so that what it needs in between stays small."""
     out, last = torch.empty_like(u), torch.empty_like(h)
@@ -73,8 +76,9 @@ def _in_blocks(
         for t in (slice(i, i + span) for i in range(0, length, span)):
             gate = None if z is None else z[r, :, t]
             at = (r, slice(None), t)
+            begins = None if resets is None else resets[r, t]
             y, carry = _block(
-                u[at], delta[at], A, B[r, ..., t], C[r, ..., t], D, gate, delta_bias, delta_softplus, carry
+                u[at], delta[at], A, B[r, ..., t], C[r, ..., t], D, gate, delta_bias, delta_softplus, carry, begins
             )
             out[at] = y
         last[r] = carry
@@ -92,8 +96,12 @@ def _block(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     h: Tensor,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole scan, where B and C are (B, G, N, L): y (B, D, L) and the last state (B, D, N), in A's dtype."""
+    """The whole scan, where B and C are (B, G, N, L): y (B, D, L) and the last state (B, D, N), in A's dtype.
+
+    resets: (B, L), true where a sequence begins.
+    """
     x, dt = _channels_last(u, A.dtype), _channels_last(delta, A.dtype)
     if delta_bias is not None:
         dt = dt + delta_bias.to(A.dtype)
@@ -107,6 +115,7 @@ def _block(
         B.permute(3, 0, 1, 2).to(A.dtype),
         C.permute(3, 0, 1, 2).to(A.dtype),
         h.unflatten(1, groups).transpose(2, 3),
+        None if resets is None else resets.transpose(0, 1),
     )
     if torch.is_grad_enabled():
         y, h = _Scan.apply(*inputs)
@@ -149,11 +158,16 @@ class _Tile:
         self.state = A.new_empty(steps + 1, rows, *A.shape)
         self.decays, self.states = self.decay.unbind(), self.state.unbind()
 
-    def run(self, h: Tensor, dt: Tensor, v: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Go from state h over dt, v (T, R, G, E) and B (T, R, G, N): decays and states, good until the next run."""
+    def run(self, h: Tensor, dt: Tensor, v: Tensor, B: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Go from state h over dt, v (T, R, G, E) and B (T, R, G, N): decays and states, good until the next run.
+
+        resets: (T, R), true where the state is forgotten.
+        """
         n = len(dt)
         decay, state = self.decay[:n], self.state[: n + 1]
         torch.mul(dt.unsqueeze(-2), self.log2_A, out=decay).exp2_()
+        if resets is not None:
+            decay.masked_fill_(resets[..., None, None, None], 0)
         state[0] = h
         torch.mul(v.unsqueeze(-2), B.unsqueeze(-1), out=state[1:])
         for t in range(n):
@@ -175,7 +189,14 @@ def _tiles(dt: Tensor, A: Tensor, keep: bool) -> Iterator[tuple[slice, _Tile]]:
 
 @torch.no_grad()
 def _scan(
-    dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool = False
+    dt: Tensor,
+    v: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    h: Tensor,
+    resets: Tensor | None,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h_t = exp(Δ_t A) h_{t-1} + B_t v_t and y_t = C_t h_t.
 
@@ -191,7 +212,7 @@ def _scan(
             span = (slice(t, t + tile.steps), part)
             if keep:
                 starts[i, part] = carry
-            _, states = tile.run(carry, dt[span], v[span], B[span])
+            _, states = tile.run(carry, dt[span], v[span], B[span], None if resets is None else resets[span])
             y[span] = _weigh(C[span], states[1:])
             carry = states[-1]
         last[part] = carry
@@ -202,16 +223,18 @@ class _Scan(torch.autograd.Function):
     """`_scan` with gradients."""
 
     @staticmethod
-    def forward(ctx: Any, dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        y, last, starts = _scan(dt, v, A, B, C, h, keep=True)
-        ctx.save_for_backward(dt, v, A, B, C, starts)
+    def forward(
+        ctx: Any, dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y, last, starts = _scan(dt, v, A, B, C, h, resets, keep=True)
+        ctx.save_for_backward(dt, v, A, B, C, starts, resets)
         return y, last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         # g_t, the gradient of h_t, is C_t dy_t + exp(Δ_{t+1} A) g_{t+1}; all the others are products with it.
-        dt, v, A, B, C, starts = ctx.saved_tensors
+        dt, v, A, B, C, starts, resets = ctx.saved_tensors
         d_dt, d_v, d_B, d_C, d_h = (torch.empty_like(m) for m in (dt, v, B, C, d_last))
         d_A = torch.zeros_like(A)
         for part, tile in _tiles(dt, A, keep=True):
@@ -219,7 +242,8 @@ class _Scan(torch.autograd.Function):
             gs = g_buffer.unbind()
             for i in reversed(range(len(starts))):
                 span = (slice(i * tile.steps, (i + 1) * tile.steps), part)
-                decay, states = tile.run(starts[i, part], dt[span], v[span], B[span])
+                begins = None if resets is None else resets[span]
+                decay, states = tile.run(starts[i, part], dt[span], v[span], B[span], begins)
                 g = torch.mul(dy[span].unsqueeze(-2), C[span].unsqueeze(-1), out=g_buffer[: len(decay)])
                 g[-1] += carry
                 for t in reversed(range(len(g) - 1)):
@@ -233,7 +257,7 @@ class _Scan(torch.autograd.Function):
                 d_dt[span] = torch.mul(g, A, out=decay).sum(-2)
                 d_A += g.mul_(dt[span].unsqueeze(-2)).sum((0, 1))
             d_h[part] = carry
-        return d_dt, d_v, d_A, d_B, d_C, d_h
+        return d_dt, d_v, d_A, d_B, d_C, d_h, None
 
 
 def _weigh(weights: Tensor, m: Tensor) -> Tensor:

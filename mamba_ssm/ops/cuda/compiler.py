@@ -41,7 +41,12 @@ def compile_cubin(file: str, constants: Constants, architecture: str) -> bytes:
     `constants` are defined for the preprocessor. Raises BackendError with NVRTC's log when it does not compile.
     """
     nvrtc = _bindings("nvrtc")
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--use_fast_math", "--device-as-default-execution-space"]
+    options = [
+        f"--gpu-architecture={architecture}",
+        "--std=c++17",
+        "--use_fast_math",
+        "--device-as-default-execution-space",
+    ]
     options += [f"-D{name}={int(value) if isinstance(value, bool) else value}" for name, value in constants.items()]
     text = (SOURCES / file).read_text()
     key = hashlib.sha256(repr((text, headers(), options, _call(nvrtc.nvrtcVersion()))).encode()).hexdigest()
@@ -72,20 +77,41 @@ def cache_folder() -> Path:
 
 
 class Kernel:
-    """A compiled kernel on one device. Its one parameter is a struct of 64-bit numbers."""
+    """A compiled kernel on one device. Its one parameter is a struct of 64-bit numbers.
 
-    def __init__(self, function: Any, shared: int) -> None:
+    ``early``: in a CUDA graph it may start before the kernels in front of it have ended, and waits for them itself.
+    """
+
+    def __init__(self, function: Any, index: int, shared: int, early: bool) -> None:
         driver = _bindings("driver")
+        self._index = index
         self._launch, self._function, self._shared = driver.cuLaunchKernel, function, shared
         if shared > 48 * 1024:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _call(driver.cuFuncSetAttribute(function, attribute, shared))
+        self._early: Any = None
+        if early:
+            allowed = driver.CUlaunchAttribute()
+            allowed.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            allowed.value.programmaticStreamSerializationAllowed = 1
+            self._early = config = driver.CUlaunchConfig()
+            config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+            config.sharedMemBytes, config.attrs, config.numAttrs = shared, [allowed], 1
+            self._launch_early = driver.cuLaunchKernelEx
 
     def __call__(self, blocks: int, threads: int, *values: int) -> None:
-        """Launch on PyTorch's current stream. `values`: the struct's pointers and integers, in order."""
+        """Launch on the current stream of the kernel's device. `values`: the struct's pointers and integers, in order."""
+        if torch.cuda.current_device() != self._index:
+            with torch.cuda.device(self._index):
+                return self(blocks, threads, *values)
         parameters = struct.pack(f"{len(values)}q", *values)
         pointer = ctypes.c_char_p(parameters)  # cuLaunchKernel takes an array of pointers, here of one
         stream = torch.cuda.current_stream().cuda_stream
+        if self._early is not None and torch.cuda.is_current_stream_capturing():
+            config = self._early
+            config.gridDimX, config.blockDimX, config.hStream = blocks, threads, stream
+            _call(self._launch_early(config, self._function, ctypes.addressof(pointer), 0))
+            return
         _call(
             self._launch(
                 self._function, blocks, 1, 1, threads, 1, 1, self._shared, stream, ctypes.addressof(pointer), 0
@@ -105,7 +131,8 @@ def _load(file: str, name: str, index: int, constants: tuple[tuple[str, Any], ..
     module = _module(file, index, constants)
     status, address, _ = driver.cuModuleGetGlobal(module, b"SHARED_BYTES")  # a kernel without it needs none
     shared = int.from_bytes(_read(address), sys.byteorder) if status == 0 else 0
-    return Kernel(_call(driver.cuModuleGetFunction(module, name.encode())), shared)
+    early = driver.cuModuleGetGlobal(module, b"STARTS_EARLY")[0] == 0
+    return Kernel(_call(driver.cuModuleGetFunction(module, name.encode())), index, shared, early)
 
 
 @cache

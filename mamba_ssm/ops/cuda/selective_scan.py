@@ -50,8 +50,9 @@ def selective_scan_fn(
     if B.shape[1] != C.shape[1]:
         groups = max(B.shape[1], C.shape[1])
         B, C = (m.repeat_interleave(groups // m.shape[1], dim=1) for m in (B, C))
-    A, D, delta_bias, initial_state = (
-        None if m is None else m.float().contiguous() for m in (A, D, delta_bias, initial_state)
+    A = A.float().contiguous()
+    D, delta_bias, initial_state = (
+        None if m is None else m.float().contiguous() for m in (D, delta_bias, initial_state)
     )
     seq_idx = None if seq_idx is None else seq_idx.int().contiguous()
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -64,7 +65,7 @@ def selective_scan_fn(
 
 
 class _Cut(NamedTuple):
-    """How kernels/scan_tile.cuh cuts the work: constants of its head, and the steps that a backward keeps in registers."""
+    """How kernels/scan_tile.cuh cuts the work: constants of its head; sub: steps that a backward keeps in registers."""
 
     lanes: int
     warps: int
@@ -256,34 +257,47 @@ def backward(
     dBC = new(plan.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded)
     dD, dbias = (None if m is None else new(plan.batch * plan.chunks, plan.dim) for m in (D, bias))
     dinitial = None if initial is None else new(initial.shape)
-    pointers = (u, delta, A, B, C, D, z, bias, saved, sequence, dout, dlast, du, ddelta, dz, out)
-    pointers += (dA, dBC, dD, dbias, dinitial, *plan.chunk_buffers(A))
+    made = (du, ddelta, dz, out, dA, dBC, dD, dbias, dinitial, *plan.chunk_buffers(A))
+    pointers = (u, delta, A, B, C, D, z, bias, saved, sequence, dout, dlast, *made)
     if plan.chunks > 1:
         plan.run("selective_scan_backward.cu", "scan_chunks", pointers)
     plan.run("selective_scan_backward.cu", "scan_backward", pointers)
     dB, dC = (dBC.sum(0) if plan.group_blocks > 1 else dBC[0])[..., : plan.states].transpose(-1, -2)
-    dA, dD, dbias = (None if m is None else m.sum(0) if len(m) > 1 else m[0] for m in (dA, dD, dbias))
-    return Gradients(du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial, out)
+    dD, dbias = (None if m is None else m.sum(0) for m in (dD, dbias))
+    return Gradients(du, ddelta, dA.sum(0), dB, dC, dD, dz, dbias, dinitial, out)
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        bias: Tensor | None,
+        initial: Tensor | None,
+        sequence: Tensor | None,
+        softplus: bool,
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        *inputs, sequence, ctx.softplus = args
-        out, last, saved = forward(*inputs, sequence, ctx.softplus, save=True)
-        ctx.save_for_backward(*inputs, sequence, saved)
+        ctx.softplus = softplus
+        out, last, saved = forward(u, delta, A, B, C, D, z, bias, initial, sequence, softplus, save=True)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, initial, sequence, saved)
         return out, last
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, sequence, saved = ctx.saved_tensors
-        u, _, _, B, C, _, _, _, initial = inputs
+        u, delta, A, B, C, D, z, bias, initial, sequence, saved = ctx.saved_tensors
         if saved is None:
             dinitial = None if initial is None or dlast is None else dlast
-            return *(None if m is None else torch.zeros_like(m) for m in inputs[:-1]), dinitial, None, None
+            zeros = [None if m is None else torch.zeros_like(m) for m in (u, delta, A, B, C, D, z, bias)]
+            return *zeros, dinitial, None, None
         dout = torch.zeros_like(u) if dout is None else dout
         dlast = None if dlast is None else dlast.contiguous()
-        g = backward(dout, dlast, saved, *inputs, sequence, ctx.softplus)
+        g = backward(dout, dlast, saved, u, delta, A, B, C, D, z, bias, initial, sequence, ctx.softplus)
         dB, dC = g.dB.to(B.dtype), g.dC.to(C.dtype)
         return g.du, g.ddelta, g.dA, dB, dC, g.dD, g.dz, g.dbias, g.dinitial, None, None

@@ -34,6 +34,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t h_t + D u_t, gated by silu(z_t).
 
@@ -52,12 +53,14 @@ def selective_scan_fn(
         gradients, the states too. Computed in fp32.
 
     Raises:
-        BackendError: complex A, fp64, more than 256 states, or tensors that are not on a GPU.
+        BackendError: complex A, fp64, seq_idx, more than 256 states, or tensors that are not on a GPU.
     """
     if A.is_complex() or B.is_complex() or C.is_complex():
         raise BackendError("The Triton scan takes a real A only: use the reference back-end for a complex one.")
     if A.shape[1] > MAX_STATES:
         raise BackendError(f"The Triton scan takes at most {MAX_STATES} states, got {A.shape[1]}: use the reference.")
+    if seq_idx is not None:
+        raise BackendError("The Triton scan takes no packed sequences: use the cuda or reference back-end.")
     if any(m is not None and m.dtype == torch.float64 for m in (u, delta, A, B, C, D, z, delta_bias, initial_state)):
         raise BackendError("The Triton scan computes in fp32: use the reference back-end for fp64.")
     if B.dim() == 3:

@@ -20,6 +20,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t and y_t = C_t h_t + D u_t, gated by silu(z_t).
 
@@ -34,6 +35,8 @@ def selective_scan_fn(
         D, delta_bias: (D,).
         delta_softplus: Δ = softplus(delta + delta_bias) instead of delta + delta_bias.
         initial_state: (B, D, N), the state before the first token; zero when absent.
+        seq_idx: (B, L) integers: the sequence that a token belongs to, in a row that packs several one after the other.
+            The state is zero again where it changes; initial_state belongs to the first token's sequence.
 
     Returns:
         out (B, D, L) in u's dtype, or (out, last_state), last_state (B, D, N) in fp32 (complex64 for complex A).
@@ -57,6 +60,8 @@ def selective_scan_fn(
     ys = []
     for t in range(length):
         dt_t, B_t, C_t = dt[:, :, t, None], _at(B, t), _at(C, t)
+        if seq_idx is not None and t > 0:
+            h = h * (seq_idx[:, t] == seq_idx[:, t - 1])[:, None, None]
         h = torch.exp(dt_t * A) * h + dt_t * B_t * x[:, :, t, None]
         y_t = (h * C_t).sum(-1)
         ys.append(2 * y_t.real if y_t.is_complex() else y_t)

@@ -39,13 +39,16 @@ def _library(file: str, constants: tuple[tuple[str, int | str | bool], ...]) -> 
     defines = [f"-D{k}={int(v) if isinstance(v, bool) else v}" for k, v in constants]
     # -fno-gnu-unique: else all libraries would have one and the same shared memory of an inline function.
     flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-fno-gnu-unique", "-shared", f"-I{HERE}", f"-I{SOURCES}"]
-    key = hashlib.sha256(
-        repr((whole, text, [p.read_text() for p in sorted(SOURCES.glob("*.cuh"))], flags, defines)).encode()
-    )
-    built = Path(tempfile.gettempdir()) / f"emulated-{key.hexdigest()[:24]}.so"
+    flags += ["-fsanitize=alignment", "-fno-sanitize-recover"]  # a GPU faults where a vector is misaligned, a CPU does not
+    texts = [path.read_text() for path in (HERE / "emulator.h", *sorted(SOURCES.glob("*.cuh")))]
+    key = hashlib.sha256(repr((whole, text, texts, flags, defines)).encode()).hexdigest()
+    built = Path(tempfile.gettempdir()) / f"emulated-{key[:24]}.so"
     if not built.exists():
-        source = built.with_suffix(".cc")
-        source.write_text(whole)
         assert COMPILER is not None
-        subprocess.run([COMPILER, *flags, *defines, str(source), "-o", str(built)], check=True)
+        # Built aside and renamed: tests run in several processes at once.
+        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+            source, library = Path(folder) / "kernel.cc", Path(folder) / "kernel.so"
+            source.write_text(whole)
+            subprocess.run([COMPILER, *flags, *defines, str(source), "-o", str(library)], check=True)
+            library.replace(built)
     return ctypes.CDLL(str(built))

@@ -159,7 +159,7 @@ template <typename T, int K> INLINE Pack<T, K> load_once(const T* p) {
 #ifndef EMULATED
     if constexpr (sizeof(T) * K == 16) {
         union { Pack<T, K> pack; uint32 words[4]; } v;
-        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
                      : "l"(p));
         return v.pack;
