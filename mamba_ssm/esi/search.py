@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_ssm.ops import topk_search
+
 MAX_SCALE = 100.0
 
 
@@ -87,13 +89,12 @@ def half_window_maxima(query: Query, keys: Tensor, stride: int) -> Tensor:
 
     keys (B, L, R) or (L, R), shared by all questions; L must be a multiple of ``stride`` -> (B, M, L / stride).
     """
-    return (query.vectors.to(keys.dtype) @ keys.mT).unflatten(-1, (-1, stride)).amax(-1)
+    return topk_search.half_window_maxima(query.vectors, keys, stride)
 
 
 def window_scores(query: Query, maxima: Tensor) -> Tensor:
     """Scores of windows of two neighbouring half windows: maxima (B, M, ..., H) -> (B, ..., H - 1)."""
-    pairs = torch.maximum(maxima[..., :-1], maxima[..., 1:])
-    return torch.einsum("bm,bm...->b...", query.weights.to(pairs.dtype), pairs)
+    return topk_search.pair_scores(query.weights, maxima)
 
 
 class TopK:
@@ -136,12 +137,10 @@ class StreamingSearch:
 
         L is a multiple of ``stride``. Returns what `TopK.merge` returns: where each window that is now kept came from.
         """
-        halves = half_window_maxima(self.query, keys, self.stride)
-        first = self.position
-        if self._last_half is not None:
-            halves, first = torch.cat([self._last_half, halves], -1), first - self.stride
-        self._last_half = halves[..., -1:]
+        first = self.position if self._last_half is None else self.position - self.stride
+        scores, self._last_half = topk_search.window_scores(
+            self.query.vectors, self.query.weights, keys, self.stride, self._last_half
+        )
         self.position += keys.shape[-2]
-        scores = window_scores(self.query, halves)
         starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
         return self.top.merge(scores, starts)

@@ -77,6 +77,18 @@ def test_autocast_says_in_what_the_products_run(chunks: None, hidden_dtype: torc
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=2e-2)
 
 
+def test_memory_as_it_comes_does_not_show(chunks: None) -> None:
+    hidden, weight, targets = (m.detach() for m in make(torch.bfloat16))
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # new memory is full of NaN
+    try:
+        gradients = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(g.isfinite().all() for g in gradients)
+
+
 def test_without_autocast_hidden_says_it() -> None:
     hidden, weight, targets = make(torch.float32)
     half = hidden.detach().bfloat16().requires_grad_()

@@ -5,7 +5,8 @@ Letters: B batch, D channels, L length, N state, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,8 +18,12 @@ from mamba_ssm.ops.cuda import compiler
 from mamba_ssm.ops.cuda.layout import Signature, empty_like_layout, multiprocessors, pointer, signature
 
 MAX_STATES = 256
-WARPS_OF_A_MULTIPROCESSOR = 12
-MIN_CHUNK = 128
+# Warps of a multiprocessor that a scan is cut into where the batch and the channels alone give few.
+WARPS_OF_A_MULTIPROCESSOR = 48
+FEW_WARPS = 16
+WARPS_OF_A_BACKWARD = 12  # of a multiprocessor: its registers are no more
+# A chunk of at least so many steps; shorter ones only until there are FEW_WARPS.
+CHUNK, MIN_CHUNK = 1024, 128
 
 
 def selective_scan_fn(
@@ -68,25 +73,47 @@ class _Cut(NamedTuple):
     """How kernels/scan_tile.cuh cuts the work: constants of its head; sub: steps that a backward keeps in registers."""
 
     lanes: int
-    warps: int
     tile: int
     sub: int
-
-    @property
-    def channels(self) -> int:
-        """Of a block."""
-        return self.warps * 64 // self.lanes
+    warps: tuple[int, ...]  # that a block may have
 
 
 @cache
 def _cut(states: int) -> _Cut:
     if states <= 16:
-        return _Cut(lanes=8, warps=4, tile=32, sub=4)
+        return _Cut(lanes=8, tile=32, sub=4, warps=(4, 5, 6))
     if states <= 32:
-        return _Cut(lanes=8, warps=4, tile=32, sub=4)
+        return _Cut(lanes=8, tile=32, sub=4, warps=(4,))
     if states <= 64:
-        return _Cut(lanes=16, warps=4, tile=32, sub=8)
-    return _Cut(lanes=16, warps=1, tile=16, sub=8)
+        return _Cut(lanes=16, tile=32, sub=8, warps=(4,))
+    return _Cut(lanes=16, tile=16, sub=8, warps=(1,))
+
+
+class _Split(NamedTuple):
+    """Blocks that share a group's channels, warps of a block, and chunks of time."""
+
+    group_blocks: int
+    warps: int
+    chunk_length: int
+    chunks: int
+
+
+def _split(cut: _Cut, groups: int, group_dim: int, length: int, processors: int) -> _Split:
+    """Fill the GPU evenly. groups: of the whole batch."""
+
+    def blocks(warps: int) -> int:
+        return -(-group_dim // (warps * 64 // cut.lanes))
+
+    # The multiprocessor with the most warps is the last to end.
+    warps = min(cut.warps, key=lambda w: w * -(-groups * blocks(w) // processors))
+    all_warps = max(1, groups * blocks(warps) * warps)
+    chunks = WARPS_OF_A_MULTIPROCESSOR * processors // all_warps
+    if all_warps > processors * FEW_WARPS // 2:
+        chunks = 1
+    chunks = min(chunks, max(length // CHUNK, FEW_WARPS * processors // all_warps), length // MIN_CHUNK)
+    chunk = -(-length // max(1, chunks))
+    chunk_length = -(-chunk // cut.tile) * cut.tile
+    return _Split(blocks(warps), warps, chunk_length, -(-length // chunk_length))
 
 
 def _padded_states(cut: _Cut, states: int) -> int:
@@ -117,13 +144,9 @@ class _Plan:
         self.cut = cut = _cut(states)
         self.padded = _padded_states(cut, states)
         group_dim = self.dim // self.groups
-        self.group_blocks = -(-group_dim // cut.channels)
-        blocks = self.batch * self.groups * self.group_blocks
-        wanted = WARPS_OF_A_MULTIPROCESSOR * multiprocessors(device) // max(1, blocks * cut.warps)
-        chunk = -(-self.length // max(1, min(wanted, self.length // MIN_CHUNK)))
-        chunk_length = -(-chunk // cut.tile) * cut.tile
-        self.chunks = -(-self.length // chunk_length)
-        self.blocks = blocks * self.chunks
+        self.split = _split(cut, self.batch * self.groups, group_dim, self.length, multiprocessors(device))
+        self.chunks = self.split.chunks
+        self.blocks = self.batch * self.groups * self.split.group_blocks * self.chunks
         owned = cut.tile * 2 // cut.lanes
         own = 2 if u.stride[1] <= u.stride[2] and owned >= 4 else 1
         axis, count = (1, 2) if own == 2 else (2, owned)
@@ -132,7 +155,8 @@ class _Plan:
         self.constants: dict[str, int | str | bool] = {
             "STATES": states,
             "LANES": cut.lanes,
-            "WARPS": cut.warps,
+            "WARPS": self.split.warps,
+            "BLOCKS": max(1, WARPS_OF_A_BACKWARD // self.split.warps) if states <= 16 else 1,
             "TILE": cut.tile,
             "OWN": own,
             **{f"{name.upper()}_LAYOUT": own if x and whole and x.vectors(axis, count) else 0 for name, x in tensors},
@@ -145,12 +169,12 @@ class _Plan:
             **dict(flags),
         }
         strides = [s for _, x in tensors for s in (x.stride if x else (0, 0, 0))]
-        sizes = (self.batch, self.dim, group_dim, self.length, chunk_length, self.chunks)
+        sizes = (self.batch, self.dim, group_dim, self.length, self.split.chunk_length, self.chunks)
         self.numbers = (*strides, *B.stride, *C.stride, *sizes)
 
     def run(self, file: str, name: str, pointers: Iterable[Tensor | None]) -> None:
         launch = compiler.kernel(file, name, self.device, self.constants)
-        launch(self.blocks, self.cut.warps * 32, *map(pointer, pointers), *self.numbers)
+        launch(self.blocks, self.split.warps * 32, *map(pointer, pointers), *self.numbers)
 
     def chunk_buffers(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """carry (B, chunks, D, N) and decay (B, chunks, D); None when there is one chunk only."""
@@ -245,26 +269,49 @@ def backward(
     if z is not None and dz is None:
         dz = empty_like_layout(z)
     out = empty_like_layout(u) if again and z is not None else None
+    atomic = not torch.are_deterministic_algorithms_enabled()
     flags = {
         "SOFTPLUS": softplus,
         "PACKED": sequence is not None,
         "SUB": _cut(A.shape[1]).sub,
-        "BLOCKS": 3 if A.shape[1] <= 16 else 1,
+        "ATOMIC": atomic,
     }
     plan = _plan_for(A, B, C, flags, u=u, delta=delta, z=z, dout=dout, du=du, ddelta=ddelta, dz=dz, out=out)
-    new = A.new_empty
-    dA = new(plan.batch * plan.chunks, plan.dim, plan.states)
-    dBC = new(plan.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded)
-    dD, dbias = (None if m is None else new(plan.batch * plan.chunks, plan.dim) for m in (D, bias))
-    dinitial = None if initial is None else new(initial.shape)
+    parts = 1 if atomic else plan.batch * plan.chunks
+    shapes = (
+        (parts, plan.dim, plan.states),
+        (1 if atomic else plan.split.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded),
+        (parts, plan.dim if D is not None else 0),
+        (parts, plan.dim if bias is not None else 0),
+    )
+    dA, dBC, dD, dbias = _one_buffer(A, shapes, zero=atomic)
+    dinitial = None if initial is None else A.new_empty(initial.shape)
     made = (du, ddelta, dz, out, dA, dBC, dD, dbias, dinitial, *plan.chunk_buffers(A))
     pointers = (u, delta, A, B, C, D, z, bias, saved, sequence, dout, dlast, *made)
     if plan.chunks > 1:
         plan.run("selective_scan_backward.cu", "scan_chunks", pointers)
     plan.run("selective_scan_backward.cu", "scan_backward", pointers)
-    dB, dC = (dBC.sum(0) if plan.group_blocks > 1 else dBC[0])[..., : plan.states].transpose(-1, -2)
-    dD, dbias = (None if m is None else m.sum(0) for m in (dD, dbias))
-    return Gradients(du, ddelta, dA.sum(0), dB, dC, dD, dz, dbias, dinitial, out)
+    dA, dBC, dD, dbias = (m.sum(0) if len(m) > 1 else m.view(m.shape[1:]) for m in (dA, dBC, dD, dbias))
+    dB, dC = dBC[..., : plan.states].transpose(-1, -2)
+    return Gradients(
+        du,
+        ddelta,
+        dA,
+        dB,
+        dC,
+        None if D is None else dD,
+        dz,
+        None if bias is None else dbias,
+        dinitial,
+        out,
+    )
+
+
+def _one_buffer(like: Tensor, shapes: tuple[tuple[int, ...], ...], zero: bool) -> Sequence[Tensor]:
+    """Tensors of these shapes, each from a multiple of 16 bytes on, that one launch sets to zero."""
+    sizes = [-(-math.prod(shape) // 4) * 4 for shape in shapes]
+    buffer = like.new_zeros(sum(sizes)) if zero else like.new_empty(sum(sizes))
+    return [part[: math.prod(s)].view(s) for part, s in zip(buffer.split(sizes), shapes, strict=True)]
 
 
 class _SelectiveScan(torch.autograd.Function):

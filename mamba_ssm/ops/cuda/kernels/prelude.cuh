@@ -145,6 +145,17 @@ template <> INLINE uint32 pack_two<fp16>(float low, float high) {
 }
 #endif
 
+// Adds four numbers to p, 16 bytes aligned, in whatever order blocks come.
+INLINE void atomic_add_four(float* p, float4 v) {
+#if defined(EMULATED) || __CUDA_ARCH__ < 900
+    atomicAdd(p, v.x), atomicAdd(p + 1, v.y), atomicAdd(p + 2, v.z), atomicAdd(p + 3, v.w);
+#else
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z),
+                 "f"(v.w)
+                 : "memory");
+#endif
+}
+
 template <bool VALUE> struct Constant { static constexpr bool value = VALUE; };
 
 // K numbers that lie together, and that one instruction moves where they make 4, 8 or 16 bytes.

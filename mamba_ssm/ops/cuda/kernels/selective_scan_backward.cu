@@ -8,7 +8,8 @@
 //
 // A tile begins at a state that the forward saved. A first walk through the tile finds the states before every SUB-th
 // step; then, last first, SUB steps are walked forwards, their decays kept in registers, and backwards. Sums over channels
-// leave one partial sum a block, which the caller adds, so the order of the additions never varies.
+// and over rows are added to one buffer (ATOMIC), in an order that varies from run to run; or each block leaves a partial sum
+// that the caller adds.
 
 struct Parameters {
     const U_TYPE* u;
@@ -27,10 +28,11 @@ struct Parameters {
     DELTA_TYPE* ddelta;
     Z_TYPE* dz;
     U_TYPE* out;      // the output of the forward, made again; or null
-    float* dA;        // (B, chunks, D, N)
+    // Sums, begun as zeros and without their first dimensions where ATOMIC:
+    float* dA;        // (B * chunks, D, N)
     float* dBC;       // (blocks of a group, 2, B, groups, L, LANES * NS)
-    float* dD;        // (B, chunks, D), or null
-    float* dbias;     // (B, chunks, D), or null
+    float* dD;        // (B * chunks, D), or null
+    float* dbias;     // (B * chunks, D), or null
     float* dinitial;  // (B, D, N), or null
     float* carry;     // (B, chunks, D, N): what each chunk adds to the adjoint state before it
     float* decay;     // (B, chunks, D): the sum of dt over each chunk; -1 where a sequence began in it
@@ -82,6 +84,14 @@ struct TwoSteps {
         }
     }
 };
+
+// A sum of this block's: added to that of the others, or the block's own.
+INLINE void leave(float* p, float sum) {
+    if (ATOMIC)
+        atomicAdd(p, sum);
+    else
+        *p = sum;
+}
 
 template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     Shared& shared = SHARED_POOL(Shared);
@@ -146,7 +156,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         B_at -= TILE * p.B_t, C_at -= TILE * p.C_t;
     };
     bool began = false;
-    const int first = me.channel(0), second = me.channel(1), part = me.channels % WARP_CHANNELS / 2 * PADDED_N;
+    const int first = me.channel(0), second = me.channel(1), pair = me.channels % WARP_CHANNELS / 2 * PADDED_N;
     for (int64 t0 = last_tile; t0 >= start; t0 -= TILE) {
         const int left = int(min(stop - t0, int64(TILE)));
         Own<U_TYPE, U_LAYOUT> u;
@@ -316,7 +326,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                         for (int k = 0; k < 2; ++k)
                             y[k][i] = n == 0 ? h[k][n] * bc.at[NS] : fmaf(h[k][n], bc.at[NS + n], y[k][i]);
                     }
-                    store_pack<float, NS>(&mine.parts[1][i][part + me.slot * NS], dC);
+                    store_pack<float, NS>(&mine.parts[1][i][pair + me.slot * NS], dC);
                 }
                 if (HAS_Z) {
                     sum_over_states<SUB>(y, me);
@@ -347,7 +357,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     for (int k = 0; k < 2; ++k)
                         dh[k][n] = PACKED && resets >> t & 1 ? 0.0f : dh[k][n] * a[i][k][n];
                 }
-                store_pack<float, NS>(&mine.parts[0][i][part + me.slot * NS], dB);
+                store_pack<float, NS>(&mine.parts[0][i][pair + me.slot * NS], dB);
             }
             sum_over_states<SUB>(dx, me);
             sum_over_states<SUB>(dd, me);
@@ -427,8 +437,11 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 const float4 more = *reinterpret_cast<const float4*>(&shared.warps[w].sums[of][i][n]);
                 sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
             }
-            const int64 at = (((block * 2 + of) * p.batch + row) * groups + group) * p.length + t0 + i;
-            *reinterpret_cast<float4*>(p.dBC + at * PADDED_N + n) = sum;
+            const int64 at = ((((ATOMIC ? 0 : block) * 2 + of) * p.batch + row) * groups + group) * p.length + t0 + i;
+            if (ATOMIC)
+                atomic_add_four(p.dBC + at * PADDED_N + n, sum);
+            else
+                *reinterpret_cast<float4*>(p.dBC + at * PADDED_N + n) = sum;
         }
     }
 
@@ -446,21 +459,22 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         }
         return;
     }
+    const int64 part = ATOMIC ? 0 : row * p.chunks + chunk;
 #pragma unroll
     for (int k = 0; k < 2; ++k)
 #pragma unroll
         for (int n = 0; n < NS; ++n)
             if (state_in[k][n]) {
-                p.dA[(row * p.chunks + chunk) * p.dim * STATES + state_at[k] + n] = dA[k][n];
+                leave(p.dA + part * p.dim * STATES + state_at[k] + n, dA[k][n]);
                 if (p.dinitial && chunk == 0) p.dinitial[row * p.dim * STATES + state_at[k] + n] = dh[k][n];
             }
 #pragma unroll
     for (int c = 0; c < OWN_C; ++c) {
         float sum_D = sum_over_owners(dD[c], &shared.BC[0][0]), sum_bias = sum_over_owners(dbias[c], &shared.BC[0][0]);
         if (me.own_t == 0 && c < own_channels) {
-            const int64 at = (row * p.chunks + chunk) * p.dim + own_d + c;
-            if (p.dD) p.dD[at] = sum_D;
-            if (p.dbias) p.dbias[at] = sum_bias;
+            const int64 at = part * p.dim + own_d + c;
+            if (p.dD) leave(p.dD + at, sum_D);
+            if (p.dbias) leave(p.dbias + at, sum_bias);
         }
     }
 }

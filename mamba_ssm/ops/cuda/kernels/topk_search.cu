@@ -16,7 +16,7 @@
 // first of a range is computed twice, by the warp before it too. The result for a window does not depend on the ranges.
 //
 // fp32 keys: each number is split in two of tf32's 11 bits, and three of the four products are added up, the error is
-// then of the order of fp32's own. It is ten times fewer instructions than fp32 FMAs, which could not keep up with memory.
+// then of the order of fp32's own. It is a tenth of the instructions of fp32 FMAs, which could not keep up with memory.
 
 constexpr int WARPS = 4;
 constexpr int K = 16 / sizeof(TYPE);
@@ -106,7 +106,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) topk_search(con
     const int64 skipped = p.before ? 0 : 1;
     float* const scores = p.scores + question * (p.halves - skipped) - skipped;  // by a window's second half
 
-    const int halves = int(p.halves), first = range * (2 * int(p.pairs) - 1), end = min(first + 2 * int(p.pairs), halves);
+    const int halves = int(p.halves), pairs = int(p.pairs);
+    const int first = range * (2 * pairs - 1), end = min(first + 2 * pairs, halves);
     for (int h = first; h < end; h += 2) {
         const bool two = h + 1 < halves;
         const int64 to_second = two ? STRIDE * p.keys_t : 0;
