@@ -116,10 +116,8 @@ class _MambaInner(torch.autograd.Function):
 
         dy_rows = dy.flatten(0, 1)
         dout = (dy_rows @ out_proj_weight).view(*dy.shape[:2], -1).transpose(1, 2)
-        g = scan.backward(
-            dout, None, saved, x, delta, A, B, C, D, z, dt_bias, None, None, ctx.softplus, dz=dz, again=True
-        )
-        del dout, delta
+        scanned = (x, delta, A, B, C, D, z, dt_bias, None, None, ctx.softplus)
+        g = scan.backward(dout, None, saved, *scanned, dz=dz, again=True, in_place=True)
         assert g.out is not None
         d_out_proj = dy_rows.t() @ _rows(g.out)
         ddelta = _rows(g.ddelta)
@@ -128,8 +126,8 @@ class _MambaInner(torch.autograd.Function):
         torch.cat([m.squeeze(1).transpose(1, 2).flatten(0, 1) for m in (g.dB, g.dC)], -1, out=dx_dbl[:, rank:])
         d_dt_proj = ddelta.t() @ x_dbl.flatten(0, 1)[:, :rank]
         d_x_proj = dx_dbl.t() @ _rows(x)
-        dconv = torch.addmm(_rows(g.du), dx_dbl, x_proj_weight).view(*dy.shape[:2], -1).transpose(1, 2)
-        into = conv.backward(dconv, xz.chunk(2, dim=1)[0], conv_weight, conv_bias, None, None, True, dx=dx)
+        _rows(g.du).addmm_(dx_dbl, x_proj_weight)
+        into = conv.backward(g.du, xz.chunk(2, dim=1)[0], conv_weight, conv_bias, None, None, True, dx=dx)
         return (
             dxz,
             into.dweight.to(conv_weight.dtype),

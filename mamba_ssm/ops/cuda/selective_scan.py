@@ -18,12 +18,22 @@ from mamba_ssm.ops.cuda import compiler
 from mamba_ssm.ops.cuda.layout import Signature, empty_like_layout, multiprocessors, pointer, signature
 
 MAX_STATES = 256
-# Warps of a multiprocessor that a scan is cut into where the batch and the channels alone give few.
-WARPS_OF_A_MULTIPROCESSOR = 48
-FEW_WARPS = 16
-WARPS_OF_A_BACKWARD = 12  # of a multiprocessor: its registers are no more
-# A chunk of at least so many steps; shorter ones only until there are FEW_WARPS.
-CHUNK, MIN_CHUNK = 1024, 128
+WARPS = 4  # of a block: as many as a multiprocessor has schedulers, so that each gets its share
+CHUNK, MIN_CHUNK = 1024, 160  # steps of a chunk of time; the shorter ones only until the GPU is full
+MOST_ROUNDS = 5  # a GPU full of blocks each
+
+
+class _Pass(NamedTuple):
+    """Blocks that a multiprocessor holds, and which share of them is enough not to cut the length in chunks.
+
+    Chunks cost a walk of their own, which pays where a pass would leave the GPU emptier than that. Measured.
+    """
+
+    blocks: int
+    enough: float
+
+
+FORWARD, BACKWARD = _Pass(4, 0.33), _Pass(3, 0.6)
 
 
 def selective_scan_fn(
@@ -73,47 +83,34 @@ class _Cut(NamedTuple):
     """How kernels/scan_tile.cuh cuts the work: constants of its head; sub: steps that a backward keeps in registers."""
 
     lanes: int
+    warps: int
     tile: int
     sub: int
-    warps: tuple[int, ...]  # that a block may have
 
 
-@cache
 def _cut(states: int) -> _Cut:
-    if states <= 16:
-        return _Cut(lanes=8, tile=32, sub=4, warps=(4, 5, 6))
     if states <= 32:
-        return _Cut(lanes=8, tile=32, sub=4, warps=(4,))
+        return _Cut(lanes=8, warps=WARPS, tile=32, sub=4)
     if states <= 64:
-        return _Cut(lanes=16, tile=32, sub=8, warps=(4,))
-    return _Cut(lanes=16, tile=16, sub=8, warps=(1,))
+        return _Cut(lanes=16, warps=WARPS, tile=32, sub=8)
+    return _Cut(lanes=16, warps=1, tile=16, sub=8)
 
 
-class _Split(NamedTuple):
-    """Blocks that share a group's channels, warps of a block, and chunks of time."""
+def _chunks(blocks: int, length: int, slots: int, enough: float) -> int:
+    """Into how many chunks of time to cut the length, for so many blocks and room for so many at once."""
+    if blocks >= enough * slots:
+        return 1
+    if 2 * blocks >= 0.9 * slots:
+        return min(2, max(1, length // MIN_CHUNK))
+    most = max(length // CHUNK, min(length // MIN_CHUNK, slots // blocks))
+    most = min(most, MOST_ROUNDS * slots // blocks)
 
-    group_blocks: int
-    warps: int
-    chunk_length: int
-    chunks: int
+    def fullness(chunks: int) -> float:
+        rounds = blocks * chunks / slots
+        return rounds / math.ceil(rounds)
 
-
-def _split(cut: _Cut, groups: int, group_dim: int, length: int, processors: int) -> _Split:
-    """Fill the GPU evenly. groups: of the whole batch."""
-
-    def blocks(warps: int) -> int:
-        return -(-group_dim // (warps * 64 // cut.lanes))
-
-    # The multiprocessor with the most warps is the last to end.
-    warps = min(cut.warps, key=lambda w: w * -(-groups * blocks(w) // processors))
-    all_warps = max(1, groups * blocks(warps) * warps)
-    chunks = WARPS_OF_A_MULTIPROCESSOR * processors // all_warps
-    if all_warps > processors * FEW_WARPS // 2:
-        chunks = 1
-    chunks = min(chunks, max(length // CHUNK, FEW_WARPS * processors // all_warps), length // MIN_CHUNK)
-    chunk = -(-length // max(1, chunks))
-    chunk_length = -(-chunk // cut.tile) * cut.tile
-    return _Split(blocks(warps), warps, chunk_length, -(-length // chunk_length))
+    # The fullest last round, and of about equal ones the shortest chunks, which end together.
+    return max(range(1, max(most, 1) + 1), key=lambda c: (round(25 * fullness(c)), c))
 
 
 def _padded_states(cut: _Cut, states: int) -> int:
@@ -128,6 +125,7 @@ class _Plan:
 
     def __init__(
         self,
+        kind: _Pass,
         device: torch.device,
         states: int,
         tensors: tuple[tuple[str, Signature | None], ...],
@@ -144,9 +142,13 @@ class _Plan:
         self.cut = cut = _cut(states)
         self.padded = _padded_states(cut, states)
         group_dim = self.dim // self.groups
-        self.split = _split(cut, self.batch * self.groups, group_dim, self.length, multiprocessors(device))
-        self.chunks = self.split.chunks
-        self.blocks = self.batch * self.groups * self.split.group_blocks * self.chunks
+        self.group_blocks = -(-group_dim // (cut.warps * 64 // cut.lanes))
+        blocks = self.batch * self.groups * self.group_blocks
+        slots = kind.blocks * multiprocessors(device)
+        chunk = -(-self.length // _chunks(blocks, self.length, slots, kind.enough))
+        chunk_length = -(-chunk // cut.tile) * cut.tile
+        self.chunks = -(-self.length // chunk_length)
+        self.blocks = blocks * self.chunks
         owned = cut.tile * 2 // cut.lanes
         own = 2 if u.stride[1] <= u.stride[2] and owned >= 4 else 1
         axis, count = (1, 2) if own == 2 else (2, owned)
@@ -155,8 +157,8 @@ class _Plan:
         self.constants: dict[str, int | str | bool] = {
             "STATES": states,
             "LANES": cut.lanes,
-            "WARPS": self.split.warps,
-            "BLOCKS": max(1, WARPS_OF_A_BACKWARD // self.split.warps) if states <= 16 else 1,
+            "WARPS": cut.warps,
+            "BLOCKS": kind.blocks if states <= 16 else 1,
             "TILE": cut.tile,
             "OWN": own,
             **{f"{name.upper()}_LAYOUT": own if x and whole and x.vectors(axis, count) else 0 for name, x in tensors},
@@ -169,12 +171,12 @@ class _Plan:
             **dict(flags),
         }
         strides = [s for _, x in tensors for s in (x.stride if x else (0, 0, 0))]
-        sizes = (self.batch, self.dim, group_dim, self.length, self.split.chunk_length, self.chunks)
+        sizes = (self.batch, self.dim, group_dim, self.length, chunk_length, self.chunks)
         self.numbers = (*strides, *B.stride, *C.stride, *sizes)
 
     def run(self, file: str, name: str, pointers: Iterable[Tensor | None]) -> None:
         launch = compiler.kernel(file, name, self.device, self.constants)
-        launch(self.blocks, self.split.warps * 32, *map(pointer, pointers), *self.numbers)
+        launch(self.blocks, self.cut.warps * 32, *map(pointer, pointers), *self.numbers)
 
     def chunk_buffers(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """carry (B, chunks, D, N) and decay (B, chunks, D); None when there is one chunk only."""
@@ -187,9 +189,11 @@ class _Plan:
 _plan = cache(_Plan)
 
 
-def _plan_for(A: Tensor, B: Tensor, C: Tensor, flags: dict[str, int | bool], **tensors: Tensor | None) -> _Plan:
+def _plan_for(
+    kind: _Pass, A: Tensor, B: Tensor, C: Tensor, flags: dict[str, int | bool], **tensors: Tensor | None
+) -> _Plan:
     signatures = tuple((name, None if x is None else signature(x)) for name, x in tensors.items())
-    return _plan(A.device, A.shape[1], signatures, signature(B), signature(C), tuple(flags.items()))
+    return _plan(kind, A.device, A.shape[1], signatures, signature(B), signature(C), tuple(flags.items()))
 
 
 def _states_layout(m: Signature, of_lane: int) -> int:
@@ -222,7 +226,7 @@ def forward(
         return out, last.zero_() if initial is None else last.copy_(initial), None
     tile = _cut(states).tile
     flags = {"SOFTPLUS": softplus, "PACKED": sequence is not None, "SAVE_EVERY": tile}
-    plan = _plan_for(A, B, C, flags, u=u, delta=delta, z=z, out=out)
+    plan = _plan_for(FORWARD, A, B, C, flags, u=u, delta=delta, z=z, out=out)
     saved = A.new_empty(batch, -(-length // tile), dim, states) if save else None
     pointers = (u, delta, A, B, C, D, z, bias, initial, sequence, out, last, saved, *plan.chunk_buffers(A))
     if plan.chunks > 1:
@@ -263,9 +267,13 @@ def backward(
     softplus: bool,
     dz: Tensor | None = None,
     again: bool = False,
+    in_place: bool = False,
 ) -> Gradients:
-    """The gradients of `forward`, which saved the states. dz: where to write it. again: also make `out` again."""
-    du, ddelta = empty_like_layout(u), empty_like_layout(delta)
+    """The gradients of `forward`, which saved the states. dz: where to write it. again: also make `out` again.
+
+    in_place: du and ddelta take the places of dout and delta, which every block reads before it writes them.
+    """
+    du, ddelta = (dout, delta) if in_place else (empty_like_layout(u), empty_like_layout(delta))
     if z is not None and dz is None:
         dz = empty_like_layout(z)
     out = empty_like_layout(u) if again and z is not None else None
@@ -276,11 +284,11 @@ def backward(
         "SUB": _cut(A.shape[1]).sub,
         "ATOMIC": atomic,
     }
-    plan = _plan_for(A, B, C, flags, u=u, delta=delta, z=z, dout=dout, du=du, ddelta=ddelta, dz=dz, out=out)
+    plan = _plan_for(BACKWARD, A, B, C, flags, u=u, delta=delta, z=z, dout=dout, du=du, ddelta=ddelta, dz=dz, out=out)
     parts = 1 if atomic else plan.batch * plan.chunks
     shapes = (
         (parts, plan.dim, plan.states),
-        (1 if atomic else plan.split.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded),
+        (1 if atomic else plan.group_blocks, 2, plan.batch, plan.groups, plan.length, plan.padded),
         (parts, plan.dim if D is not None else 0),
         (parts, plan.dim if bias is not None else 0),
     )
