@@ -29,7 +29,17 @@ def test_the_version_stays_below_mamba_2() -> None:
 
 
 def test_importing_loads_no_extras() -> None:
-    heavy = ["triton", "typer", "rich", "selectolax", "pypdfium2", "charset_normalizer", "tokenizers", "transformers"]
+    heavy = [
+        "triton",
+        "cuda",
+        "typer",
+        "rich",
+        "selectolax",
+        "pypdfium2",
+        "charset_normalizer",
+        "tokenizers",
+        "transformers",
+    ]
     code = f"import sys, mamba_ssm; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -67,11 +67,12 @@ def _run(
     d_weight = make(columns, width, dtype=exact, device=weight.device) if want_weight else None
     padded = -(-columns * size // 16) * 16 // size  # so that each row starts where 16 bytes can be loaded
     chunk = _rows_of_a_chunk(rows, padded * size)
-    buffer = hidden.new_empty(min(chunk, rows), padded)[:, :columns]
+    buffer = hidden.new_empty(min(chunk, rows), padded)
+    buffer[:, columns:] = 0  # products in bf16 on a CPU read between the rows, where 0 * NaN would be NaN
     targets = targets.contiguous()
     for start in range(0, rows, chunk):
         part = slice(start, start + chunk)
-        logits = buffer[: len(hidden[part])]
+        logits = buffer[: len(hidden[part]), :columns]
         torch.mm(hidden[part], weight.T, out=logits)
         cross_entropy(logits, targets[part], losses[part], ignore_index, want_hidden or want_weight)
         if d_hidden is not None:

@@ -16,9 +16,13 @@ from mamba_ssm.ops.cuda.layout import channel_last, empty_like_layout, multiproc
 
 WIDTHS = (2, 3, 4)
 WARPS = 4  # of a block
-WARPS_OF_A_MULTIPROCESSOR = 20
-LONGEST_RUN, SHORTEST_RUN = 64, 8  # steps of a thread, channel-last: halved until there are enough warps
-MOST_TILES = 8  # of a warp, channel-first: likewise
+STEPS = 4  # a thread loads together, channel-last
+BYTES = {True: 8, False: 16}  # it loads at once, by channel-last: more channels leave no registers for enough warps
+# By (channel-last, backward): the blocks of a multiprocessor, and how often they fill all of them. Channel-last, short
+# runs are best forward and long ones backward, which computes the W-1 steps after each once more.
+CUTS = {(True, False): (8, 14), (True, True): (4, 1), (False, False): (8, 2), (False, True): (8, 2)}
+SHORTEST_RUN = 8  # steps of a thread, channel-last
+MOST_TILES = 8  # of a warp, channel-first
 MOST_PLANS = 1024  # that are kept
 
 
@@ -88,24 +92,22 @@ class _Launch:
         tensors = (x, y) if dx is None else (x, y, dx)
         last = channel_last(x)
         axis, fewest = (1, 1) if last else (2, 4)
-        # More than 4 channels a thread leave backward no registers for enough warps.
-        vector = 4 if last and dx is not None else 16 // x.element_size()
+        vector = BYTES[last] // x.element_size()
         while not (fit := x.shape[axis] % vector == 0 and all(vectors(m, axis, vector) for m in tensors)):
             if vector == fewest:
                 break
             vector //= 2
-        enough = WARPS_OF_A_MULTIPROCESSOR * multiprocessors(x.device)
+        blocks, times = CUTS[last, dx is not None]
+        blocks = blocks if sequence is None else blocks * 3 // 4  # the sequences take registers
+        wanted = times * blocks * multiprocessors(x.device)
         if last:
-            blocks = 4 if dx is None and sequence is None else 3
             columns = -(-dim // (32 * vector))
-            run = LONGEST_RUN
-            while run > SHORTEST_RUN and batch * columns * -(-length // run) < enough:
-                run //= 2
+            spans = max(1, min(wanted // (batch * columns), -(-length // (SHORTEST_RUN * WARPS))))
+            run = -(-length // (spans * WARPS * STEPS)) * STEPS
             spans = -(-length // (run * WARPS))
         else:
-            blocks = 1
             columns, tile = -(-dim // WARPS), 32 * vector
-            run = min(MOST_TILES, max(1, batch * dim * -(-length // tile) // enough)) * tile
+            run = min(MOST_TILES, max(1, batch * columns * -(-length // tile) // wanted)) * tile
             spans = -(-length // run)
         self.spans = batch * spans
         self._sizes = (dim, length, run, spans)
@@ -119,6 +121,7 @@ class _Launch:
             "WIDTH": weight.shape[1],
             "VECTOR": vector,
             "VECTORS": fit,
+            "STEPS": STEPS,
             "WARPS": WARPS,
             "BLOCKS": blocks,
             "X_TYPE": compiler.TYPES[x.dtype],

@@ -100,7 +100,7 @@ class Kernel:
             self._launch_early = driver.cuLaunchKernelEx
 
     def __call__(self, blocks: int, threads: int, *values: int) -> None:
-        """Launch on the current stream of the kernel's device. `values`: the struct's pointers and integers, in order."""
+        """Launch on the current stream of the kernel's device. values: the struct's pointers and integers, in order."""
         if torch.cuda.current_device() != self._index:
             with torch.cuda.device(self._index):
                 return self(blocks, threads, *values)

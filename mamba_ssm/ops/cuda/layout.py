@@ -21,15 +21,8 @@ def empty_like_layout(x: Tensor) -> Tensor:
 
 
 def vectors(x: Tensor, axis: int, count: int) -> bool:
-    """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere in x."""
-    size = x.element_size()
-    aligned = min(16, count * size)
-    others = [s for i, (s, n) in enumerate(zip(x.stride(), x.shape, strict=True)) if i != axis and n > 1]
-    return (
-        (x.stride(axis) == 1 or x.shape[axis] == 1)
-        and x.data_ptr() % aligned == 0
-        and all(s * size % aligned == 0 for s in others)
-    )
+    """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere."""
+    return signature(x).vectors(axis, count)
 
 
 class Signature(NamedTuple):
@@ -41,7 +34,7 @@ class Signature(NamedTuple):
     misaligned: int  # bytes after a multiple of 16
 
     def vectors(self, axis: int, count: int) -> bool:
-        """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere."""
+        """As `vectors`."""
         aligned = min(16, count * self.dtype.itemsize)
         others = [s for i, (s, n) in enumerate(zip(self.stride, self.shape, strict=True)) if i != axis and n > 1]
         return (

@@ -4,15 +4,15 @@
 //   s_t = bias + sum_k weight_k x_{t-k}, the lag k from 0 to W-1     out_t = silu(s_t)     dy_t = dout_t silu'(s_t)
 //   dx_t = sum_k weight_k dy_{t+k}     dweight_k = sum_t dy_t x_{t-k}     dbias = sum_t dy_t
 //
-// Bound: bytes. Forward moves 4 bytes of bf16 a number for some 10 instructions, backward 6 for some 24: on an H100, at
-// 3 TB/s and 9e11 instructions of a warp a second, 25% and 40% of the issue slots. What counts is hence to have enough
-// loads on the way, 16 KB a multiprocessor and more, and to read each number from DRAM once.
+// Bound: bytes. Forward moves 4 bytes of bf16 a number for some 15 instructions, backward 6 for some 31: on an H100, at
+// 3 TB/s and 9e11 instructions of a warp a second, 40% and 50% of the issue slots. What counts is hence to have enough
+// loads on the way, 16 KB a multiprocessor and more, to wait for many at once, and to read each number from DRAM once.
 //
 // CHANNEL_LAST: a thread takes VECTOR neighbouring channels and walks a run of steps; its past W-1 inputs stay in
-// registers, and the next STEPS steps are always on their way. Two neighbouring runs both load the W-1 steps
-// between them, the second time from a cache, since the warps of a block take neighbouring runs. Backward walks the same
-// way: at step t it has dy of t-W+1 .. t and finishes dx of t-W+1, so it computes dy of W-1 steps past its run again, and
-// needs neither the sums s nor dy in memory.
+// registers, and the next STEPS steps are on their way while it works on as many. Two neighbouring runs both load the
+// W-1 steps between them, the second time from a cache. Backward walks the same way: at step t it has dy of t-W+1 .. t
+// and finishes dx of t-W+1, so it computes dy of W-1 steps past its run again, and needs neither the sums s nor dy in
+// memory.
 //
 // Else: a warp takes one channel, a lane VECTOR neighbouring steps of each tile, and gets the W-1 inputs before them from
 // the lane before by shuffles; backward walks the tiles in reverse, so that the dy after a tile are known.
@@ -21,6 +21,7 @@
 //   BACKWARD, CHANNEL_LAST, SILU, PACKED     0 or 1                  WIDTH    W, 2 to 4
 //   VECTOR   numbers that a thread loads at once. Channel-last: all tensors can be loaded so, VECTOR divides D
 //   VECTORS  channel-first: whether tensors can be loaded so and VECTOR divides L; else one by one, any strides
+//   STEPS    channel-last: that a thread loads together, W-1 or more
 //   WARPS    of a block     BLOCKS    of a multiprocessor at least: what the registers of a thread are cut for
 //   X_TYPE, WEIGHT_TYPE, BIAS_TYPE, INITIAL_TYPE    float, bf16 or fp16
 
@@ -28,7 +29,6 @@ constexpr int HISTORY = WIDTH - 1;
 constexpr int THREADS = WARPS * 32;
 constexpr int COLUMN = 32 * VECTOR;  // channels of a block where CHANNEL_LAST
 constexpr int TILE = 32 * VECTOR;    // else steps that a warp loads at once
-constexpr int STEPS = 4;             // a thread loads together where CHANNEL_LAST
 constexpr int TILES = 2;             // a warp loads together in forward else
 static_assert(STEPS >= HISTORY, "STEPS leave a whole window behind");
 
@@ -67,6 +67,22 @@ INLINE float initial_at(const Parameters& p, int64 row, int64 d, int64 t) {
 
 typedef Pack<X_TYPE, VECTOR> Numbers;
 
+template <int BYTES> struct WordOf { typedef uint32 type; };
+template <> struct WordOf<2> { typedef uint16 type; };
+typedef WordOf<sizeof(Numbers)>::type Word;
+
+// Numbers as they lie in memory, taken apart where they are used: done where they are loaded, a warp would wait there.
+struct Raw {
+    static constexpr int PER_WORD = sizeof(Word) / sizeof(X_TYPE);
+    Pack<Word, VECTOR / PER_WORD> words;
+
+    INLINE float operator[](int i) const {
+        return from_bits<X_TYPE>(uint32(words.at[i / PER_WORD]) >> 16 * (i % PER_WORD));
+    }
+    INLINE void load(const X_TYPE* p) { words = load_pack<Word, VECTOR / PER_WORD>(reinterpret_cast<const Word*>(p)); }
+    INLINE void load(const X_TYPE* p, int i) { words.at[i / PER_WORD] |= Word(to_bits(*p) << 16 * (i % PER_WORD)); }
+};
+
 // ---- channel-last -----------------------------------------------------------------------------------------------------
 
 struct Run {
@@ -91,69 +107,103 @@ struct Run {
 
 // Weights by lag, then bias, of a block's channels: through shared memory, where W neighbours in memory come apart.
 struct Filter {
-    float at[WIDTH + 1][COLUMN];
+    float at[WIDTH + 1][COLUMN + 8];  // 8: the W weights of 8 channels go to 32 banks
 
     INLINE void load(const Parameters& p, int64 d0) {
         const int channels = int(min(int64(COLUMN), p.dim - d0));
-        for (int i = threadIdx.x; i < channels * WIDTH; i += THREADS)
-            at[HISTORY - i % WIDTH][i / WIDTH] = to_float(p.weight[d0 * WIDTH + i]);
-        for (int i = threadIdx.x; i < channels; i += THREADS) at[WIDTH][i] = p.bias ? to_float(p.bias[d0 + i]) : 0.0f;
+#pragma unroll
+        for (int from = 0; from < COLUMN; from += THREADS) {
+            const int i = from + threadIdx.x;
+            float v = 0.0f;
+            if (i < channels && p.bias) v = to_float(p.bias[d0 + i]);
+            if (i < COLUMN) at[WIDTH][i] = v;
+        }
+#pragma unroll
+        for (int from = 0; from < COLUMN * WIDTH; from += THREADS) {
+            const int i = from + threadIdx.x;
+            if (i < channels * WIDTH) at[HISTORY - i % WIDTH][i / WIDTH] = to_float(p.weight[d0 * WIDTH + i]);
+        }
     }
 };
 
-// The next STEPS steps of a tensor, on their way: as soon as one is taken, the one STEPS later is asked for.
-struct Ahead {
-    Numbers at[STEPS];
-    const X_TYPE* from;  // where the first of the next STEPS lies
-    int64 stride;
-    int left;  // how many steps there are from it on
+struct Batch {
+    Raw at[STEPS];
+};
 
-    INLINE Ahead(const X_TYPE* first, int64 stride, int steps) : from(first), stride(stride), left(steps) {
+// The next STEPS steps of a tensor, on their way; zeros past the last one.
+struct Ahead {
+    Batch next;
+    const X_TYPE* from;
+    int64 stride;
+
+    INLINE Ahead(const X_TYPE* first, int64 stride, int left) : from(first), stride(stride) { fetch(left); }
+    INLINE void fetch(int left) {
 #pragma unroll
-        for (int i = 0; i < STEPS; ++i) fetch(i);
-        move_on();
+        for (int i = 0; i < STEPS; ++i) {
+            next.at[i] = Raw{};
+            if (i < left) next.at[i].load(from + i * stride);
+        }
+        from += STEPS * stride;
     }
-    INLINE void fetch(int i) { at[i] = i < left ? load_pack<X_TYPE, VECTOR>(from + i * stride) : Numbers{}; }
-    INLINE Numbers take(int i) {
-        const Numbers v = at[i];
-        fetch(i);
-        return v;
+    // And asks for those after them, of which `left` are there.
+    INLINE Batch take(int left) {
+        const Batch now = next;
+        fetch(left);
+        return now;
     }
-    INLINE void move_on() { from += STEPS * stride, left -= STEPS; }
 };
 
 // What a thread keeps while it walks: index j of a window is step t-(W-1)+j, where t is the next step.
 struct Walk {
     float weight[WIDTH][VECTOR], bias[VECTOR];
     float xs[VECTOR][HISTORY + STEPS];
-    int ids[HISTORY + STEPS];
+    int ids[HISTORY + STEPS], next_ids[STEPS];
+    const int* sequence;
+    int64 t, length;
+    Raw past[HISTORY];
 
-    INLINE void load_window(const Parameters& p, const Run& me, const X_TYPE* x, const int* sequence) {
+    INLINE Walk(const Parameters& p, const Run& me, const X_TYPE* x)
+        : sequence(p.sequence + me.row * p.length), t(me.start), length(p.length) {
 #pragma unroll
         for (int j = 0; j < HISTORY; ++j) {
-            if (me.start > 0) {
-                const Numbers v = load_pack<X_TYPE, VECTOR>(x + (j - HISTORY) * p.x_t);
-#pragma unroll
-                for (int c = 0; c < VECTOR; ++c) xs[c][j] = to_float(v.at[c]);
-            } else {
-#pragma unroll
-                for (int c = 0; c < VECTOR; ++c) xs[c][j] = initial_at(p, me.row, me.d + c, j - HISTORY);
-            }
-            if (PACKED) ids[j] = sequence_at(sequence, me.start + j - HISTORY, p.length);
+            past[j] = Raw{};
+            if (me.steps > 0 && t > 0) past[j].load(x + (j - HISTORY) * p.x_t);
+            if (PACKED) ids[j] = sequence_at(sequence, t + j - HISTORY, length);
         }
+        fetch_ids();
     }
-    INLINE void load_filter(const Filter& filter, int lane) {
+    INLINE void fetch_ids() {
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i)
+            if (PACKED) next_ids[i] = sequence_at(sequence, t + i, length);
+    }
+    // Once the first loads are all on their way.
+    INLINE void start(const Parameters& p, const Run& me, const Filter& filter) {
 #pragma unroll
         for (int k = 0; k <= WIDTH; ++k) {
-            const Pack<float, VECTOR> v = load_pack<float, VECTOR>(&filter.at[k][lane * VECTOR]);
+            const Pack<float, VECTOR> v = load_pack<float, VECTOR>(&filter.at[k][me.lane * VECTOR]);
 #pragma unroll
             for (int c = 0; c < VECTOR; ++c) (k < WIDTH ? weight[k] : bias)[c] = v.at[c];
         }
-    }
-    INLINE void take(const Parameters& p, int i, const Numbers& v, const int* sequence, int64 t) {
 #pragma unroll
-        for (int c = 0; c < VECTOR; ++c) xs[c][HISTORY + i] = to_float(v.at[c]);
-        if (PACKED) ids[HISTORY + i] = sequence_at(sequence, t, p.length);
+        for (int j = 0; j < HISTORY; ++j)
+#pragma unroll
+            for (int c = 0; c < VECTOR; ++c) xs[c][j] = past[j][c];
+        if (me.steps > 0 && t == 0 && p.initial)
+#pragma unroll
+            for (int j = 0; j < HISTORY; ++j)
+#pragma unroll
+                for (int c = 0; c < VECTOR; ++c) xs[c][j] = initial_at(p, me.row, me.d + c, j - HISTORY);
+    }
+    INLINE void take(const Batch& now) {
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+#pragma unroll
+            for (int c = 0; c < VECTOR; ++c) xs[c][HISTORY + i] = now.at[i][c];
+            if (PACKED) ids[HISTORY + i] = next_ids[i];
+        }
+        t += STEPS;
+        fetch_ids();
     }
     // The input k steps before the i-th that was taken, if it is of the same sequence.
     INLINE float before(int c, int i, int k) const {
@@ -180,30 +230,26 @@ INLINE void forward_channel_last(const Parameters& p) {
     const Run me(p);
     const X_TYPE* x = p.x + me.row * p.x_b + me.d * p.x_d + me.start * p.x_t;
     X_TYPE* out = p.y + me.row * p.y_b + me.d * p.y_d + me.start * p.y_t;
-    const int* sequence = p.sequence + me.row * p.length;
 
     Ahead xs(x, p.x_t, me.steps);
-    Walk walk;
-    if (me.steps > 0) walk.load_window(p, me, x, sequence);
+    Walk walk(p, me, x);
     filter.load(p, me.d0);
     __syncthreads();
-    walk.load_filter(filter, me.lane);
+    walk.start(p, me, filter);
 
     for (int t = 0; t < me.steps; t += STEPS) {
+        walk.take(xs.take(me.steps - t - STEPS));
 #pragma unroll
-        for (int i = 0; i < STEPS; ++i)
-            if (t + i < me.steps) {
-                walk.take(p, i, xs.take(i), sequence, me.start + t + i);
-                Numbers y;
+        for (int i = 0; i < STEPS; ++i) {
+            Numbers y;
 #pragma unroll
-                for (int c = 0; c < VECTOR; ++c) {
-                    const float v = activated(walk.sum(c, i));
-                    y.at[c] = from_float<X_TYPE>(PACKED && walk.ids[HISTORY + i] < 0 ? 0.0f : v);
-                }
-                store_pack<X_TYPE, VECTOR>(out + i * p.y_t, y);
+            for (int c = 0; c < VECTOR; ++c) {
+                const float v = activated(walk.sum(c, i));
+                y.at[c] = from_float<X_TYPE>(PACKED && walk.ids[HISTORY + i] < 0 ? 0.0f : v);
             }
+            if (t + i < me.steps) store_pack<X_TYPE, VECTOR>(out + i * p.y_t, y);
+        }
         out += STEPS * p.y_t;
-        xs.move_on();
         walk.move_on();
     }
 }
@@ -215,16 +261,14 @@ INLINE void backward_channel_last(const Parameters& p) {
     const X_TYPE* x = p.x + me.row * p.x_b + me.d * p.x_d + me.start * p.x_t;
     const X_TYPE* dout = p.y + me.row * p.y_b + me.d * p.y_d + me.start * p.y_t;
     X_TYPE* dx = p.dx + me.row * p.dx_b + me.d * p.dx_d + (me.start - HISTORY) * p.dx_t;
-    const int* sequence = p.sequence + me.row * p.length;
     const int steps = me.steps > 0 ? me.steps + HISTORY : 0;  // dy is needed of so many
-    const int inside = me.steps > 0 ? int(min(int64(steps), p.length - me.start)) : 0;
+    const int inside = int(min(int64(steps), p.length - me.start));
 
     Ahead xs(x, p.x_t, inside), douts(dout, p.y_t, inside);
-    Walk walk;
-    if (me.steps > 0) walk.load_window(p, me, x, sequence);
+    Walk walk(p, me, x);
     filter.load(p, me.d0);
     __syncthreads();
-    walk.load_filter(filter, me.lane);
+    walk.start(p, me, filter);
 
     float dy[VECTOR][HISTORY + STEPS], sums[WIDTH + 1][VECTOR];
 #pragma unroll
@@ -235,42 +279,40 @@ INLINE void backward_channel_last(const Parameters& p) {
         for (int k = 0; k <= WIDTH; ++k) sums[k][c] = 0.0f;
     }
     for (int t = 0; t < steps; t += STEPS) {
+        walk.take(xs.take(inside - t - STEPS));
+        const Batch now = douts.take(inside - t - STEPS);
 #pragma unroll
-        for (int i = 0; i < STEPS; ++i)
-            if (t + i < steps) {
-                walk.take(p, i, xs.take(i), sequence, me.start + t + i);
-                const Numbers dout_now = douts.take(i);
-                const bool own = t + i < me.steps;
-                const bool shown = !PACKED || walk.ids[HISTORY + i] >= 0;
-                float sum[VECTOR];  // dx of step t + i - HISTORY
+        for (int i = 0; i < STEPS; ++i) {
+            // The run before counts the first W-1 steps, as this one those past its end; past the last step dout is 0.
+            const bool counted = i >= HISTORY || t > 0 || me.start == 0;
+            const bool shown = !PACKED || walk.ids[HISTORY + i] >= 0;
+            float sum[VECTOR];  // dx of step t + i - HISTORY
 #pragma unroll
-                for (int c = 0; c < VECTOR; ++c) {
-                    const float v = shown ? to_float(dout_now.at[c]) * slope(walk.sum(c, i)) : 0.0f;
-                    dy[c][HISTORY + i] = v;
-                    if (own) {
+            for (int c = 0; c < VECTOR; ++c) {
+                const float dy_now = shown ? now.at[i][c] * slope(walk.sum(c, i)) : 0.0f;
+                dy[c][HISTORY + i] = dy_now;
+                const float part = counted ? dy_now : 0.0f;
 #pragma unroll
-                        for (int k = 0; k < WIDTH; ++k) sums[k][c] = fmaf(v, walk.before(c, i, k), sums[k][c]);
-                        sums[WIDTH][c] += v;
-                    }
-                    sum[c] = 0.0f;
+                for (int k = 0; k < WIDTH; ++k) sums[k][c] = fmaf(part, walk.before(c, i, k), sums[k][c]);
+                sums[WIDTH][c] += part;
+                sum[c] = 0.0f;
 #pragma unroll
-                    for (int k = 0; k < WIDTH; ++k)
-                        if (!PACKED || walk.ids[i + k] == walk.ids[i])
-                            sum[c] = fmaf(walk.weight[k][c], dy[c][i + k], sum[c]);
-                }
-                if (t + i >= HISTORY) {
-                    Numbers v;
-#pragma unroll
-                    for (int c = 0; c < VECTOR; ++c) v.at[c] = from_float<X_TYPE>(sum[c]);
-                    store_pack<X_TYPE, VECTOR>(dx + i * p.dx_t, v);
-                } else if (me.start == 0 && p.dinitial) {
-#pragma unroll
-                    for (int c = 0; c < VECTOR; ++c)
-                        p.dinitial[(me.row * p.dim + me.d + c) * HISTORY + t + i] = from_float<INITIAL_TYPE>(sum[c]);
-                }
+                for (int k = 0; k < WIDTH; ++k)
+                    if (!PACKED || walk.ids[i + k] == walk.ids[i])
+                        sum[c] = fmaf(walk.weight[k][c], dy[c][i + k], sum[c]);
             }
+            if (i >= HISTORY || t > 0) {
+                Numbers v;
+#pragma unroll
+                for (int c = 0; c < VECTOR; ++c) v.at[c] = from_float<X_TYPE>(sum[c]);
+                if (t + i < steps) store_pack<X_TYPE, VECTOR>(dx + i * p.dx_t, v);
+            } else if (me.start == 0 && p.dinitial) {
+#pragma unroll
+                for (int c = 0; c < VECTOR; ++c)
+                    p.dinitial[(me.row * p.dim + me.d + c) * HISTORY + i] = from_float<INITIAL_TYPE>(sum[c]);
+            }
+        }
         dx += STEPS * p.dx_t;
-        xs.move_on(), douts.move_on();
         walk.move_on();
 #pragma unroll
         for (int c = 0; c < VECTOR; ++c)
@@ -323,11 +365,15 @@ struct Row {
     }
 };
 
-INLINE Numbers load_tile(const X_TYPE* at, int64 stride, int64 left) {
-    if (VECTORS) return left > 0 ? load_pack<X_TYPE, VECTOR>(at) : Numbers{};
-    Numbers v;
+INLINE Raw load_tile(const X_TYPE* at, int64 stride, int64 left) {
+    Raw v = {};
+    if (VECTORS) {
+        if (left > 0) v.load(at);
+        return v;
+    }
 #pragma unroll
-    for (int i = 0; i < VECTOR; ++i) v.at[i] = i < left ? at[i * stride] : X_TYPE{};
+    for (int i = 0; i < VECTOR; ++i)
+        if (i < left) v.load(at + i * stride, i);
     return v;
 }
 
@@ -351,9 +397,9 @@ struct Window {
     float xs[HISTORY + VECTOR];
     int ids[HISTORY + VECTOR + HISTORY];  // and with the W-1 after them
 
-    INLINE void take(const Numbers& v) {
+    INLINE void take(const Raw& v) {
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) xs[HISTORY + i] = to_float(v.at[i]);
+        for (int i = 0; i < VECTOR; ++i) xs[HISTORY + i] = v[i];
     }
     INLINE void load_ids(const Parameters& p, const int* sequence, int64 t) {
 #pragma unroll
@@ -379,7 +425,7 @@ INLINE void forward_channel_first(const Parameters& p) {
     const int* sequence = p.sequence + me.row * p.length;
 
     int64 t = me.start + me.lane * VECTOR;
-    Numbers next[TILES];
+    Raw next[TILES];
     auto fetch = [&](int64 from) {
 #pragma unroll
         for (int a = 0; a < TILES; ++a)
@@ -392,7 +438,7 @@ INLINE void forward_channel_first(const Parameters& p) {
     for (int j = 0; j < HISTORY; ++j) past[j] = input_at(p, me, x, me.start + j - HISTORY);
 
     for (int64 t0 = me.start; t0 < me.stop; t0 += TILES * TILE) {
-        Numbers now[TILES];
+        Raw now[TILES];
 #pragma unroll
         for (int a = 0; a < TILES; ++a) now[a] = next[a];
         fetch(t + TILES * TILE);
@@ -429,18 +475,13 @@ INLINE void backward_channel_first(const Parameters& p) {
     const int* sequence = p.sequence + me.row * p.length;
 
     int64 t0 = me.start + (me.stop - me.start - 1) / TILE * TILE;
-    Numbers x_next, dout_next;
-    float past_next[HISTORY];  // in lane 0: the inputs before the tile
+    Raw x_next, dout_next, past_next;  // past: in lane 0, the inputs before the tile
     auto fetch = [&](int64 from) {
         const int64 t = from + me.lane * VECTOR;
         x_next = load_tile(x + t * p.x_t, p.x_t, me.stop - t);
         dout_next = load_tile(dout + t * p.y_t, p.y_t, me.stop - t);
-        if (me.lane == 0)
-#pragma unroll
-            for (int j = 0; j < HISTORY; ++j) past_next[j] = input_at(p, me, x, from + j - HISTORY);
+        past_next = load_tile(x + (from - VECTOR) * p.x_t, p.x_t, me.lane == 0 && from > 0 ? VECTOR : 0);
     };
-#pragma unroll
-    for (int j = 0; j < HISTORY; ++j) past_next[j] = 0.0f;
     fetch(t0);
     me.load_filter(p);
 
@@ -466,20 +507,23 @@ INLINE void backward_channel_first(const Parameters& p) {
         const int64 t = t0 + me.lane * VECTOR;
         Window window;
         window.take(x_next);
+        const Raw dout_now = dout_next, past = past_next;
+        if (t0 > me.start) fetch(t0 - TILE);
 #pragma unroll
         for (int j = 0; j < HISTORY; ++j) {
             const float before = __shfl_up_sync(FULL_WARP, window.xs[VECTOR + j], 1);
-            window.xs[j] = me.lane == 0 ? past_next[j] : before;
+            window.xs[j] = me.lane == 0 ? past[VECTOR - HISTORY + j] : before;
         }
+        if (t == 0)
+#pragma unroll
+            for (int j = 0; j < HISTORY; ++j) window.xs[j] = initial_at(p, me.row, me.d, j - HISTORY);
         if (PACKED) window.load_ids(p, sequence, t);
-        const Numbers dout_now = dout_next;
-        if (t0 > me.start) fetch(t0 - TILE);
 
         float dy[VECTOR + HISTORY];
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
             const bool shown = !PACKED || window.ids[HISTORY + i] >= 0;
-            dy[i] = shown ? to_float(dout_now.at[i]) * slope(window.sum(me, i)) : 0.0f;
+            dy[i] = shown ? dout_now[i] * slope(window.sum(me, i)) : 0.0f;
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) sums[k] = fmaf(dy[i], window.before(i, k), sums[k]);
             sums[WIDTH] += dy[i];

@@ -254,3 +254,26 @@ INLINE void multiply_tiles_tf32(float (&c)[4], const uint32 (&a)[4], const uint3
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
+
+// Copies 16 bytes from device memory to shared memory while the thread goes on. Copies form groups, in order:
+// wait_for_copies() waits until at most LATER of the thread's groups are under way.
+INLINE void copy_async(void* to, const void* from) {
+#ifdef EMULATED
+    *static_cast<Pack<uint32, 4>*>(to) = *static_cast<const Pack<uint32, 4>*>(from);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+#endif
+}
+
+INLINE void end_copy_group() {
+#ifndef EMULATED
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int LATER> INLINE void wait_for_copies() {
+#ifndef EMULATED
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+#endif
+}
