@@ -33,7 +33,7 @@ class _Pass(NamedTuple):
     enough: float
 
 
-FORWARD, BACKWARD = _Pass(4, 0.33), _Pass(3, 0.6)
+FORWARD, BACKWARD = _Pass(5, 0.26), _Pass(3, 0.6)
 
 
 def selective_scan_fn(
@@ -121,7 +121,10 @@ def _padded_states(cut: _Cut, states: int) -> int:
 
 
 class _Plan:
-    """How one kind of call is compiled and launched: for tensors (B, D, L) by name, and B and C (B, G, N, L)."""
+    """How one kind of call is compiled and launched: for tensors (B, D, L) by name, and B and C (B, G, N, L).
+
+    Strides along time are constants of the kernel: a model has few of them, and addresses then cost no arithmetic.
+    """
 
     def __init__(
         self,
@@ -165,6 +168,10 @@ class _Plan:
             **{f"{n.upper()}_TYPE": compiler.TYPES[(by_name[n] or u).dtype] for n in ("u", "delta", "z")},
             **{f"{name}_TYPE": compiler.TYPES[m.dtype] for name, m in (("B", B), ("C", C))},
             **{f"{name}_LAYOUT": _states_layout(m, of_lane) for name, m in (("B", B), ("C", C))},
+            "U_STEP": u.stride[2],
+            "Z_STEP": (by_name["z"] or u).stride[2],
+            "B_STEP": B.stride[3],
+            "C_STEP": C.stride[3],
             "HAS_Z": by_name["z"] is not None,
             "SAME": all(x.stride == u.stride for name, x in tensors if x and name not in ("z", "dz")),
             "SAME_Z": len({x.stride for name, x in tensors if x and name in ("z", "dz")}) <= 1,

@@ -94,7 +94,7 @@ INLINE void load_tile(uint32 (*tile)[ROW], const Parameters& p, int64 first) {
 #pragma unroll 1
     for (int i = threadIdx.x; i < TOKENS * PIECES; i += THREADS) {
         const int row = i / PIECES, piece = i % PIECES;
-        copy_async(&tile[row][4 * piece], dt + min(row, last) * p.dt_t + 8 * piece);
+        copy_async(&tile[row][4 * piece], dt + min(row, last) * p.dt_t + 8 * piece, true);
     }
 }
 
@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) dt_proj(const P
     const int64 from = blockIdx.x / uint32(p.blocks) * p.run;
     const int run = int(min(p.tokens - from, p.run));
     const int64 d = (int64(blockIdx.x % uint32(p.blocks)) * WARPS + warp) * CHANNELS;
-    const int left = int(min(p.dim - d, int64(CHANNELS))) - 8 * t;  // channels from the lane's first one on
+    const int channels = int(min(p.dim - d, int64(CHANNELS)));  // of the warp; none where not positive
 
     if constexpr (K > RANK) {  // zeros that no copy overwrites
         for (int i = threadIdx.x; i < STAGES * TOKENS; i += THREADS)
@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) dt_proj(const P
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (stage * TOKENS < run) load_tile(tiles + stage * TOKENS, p, from + stage * TOKENS);
-        end_copy_group();
+        close_copies();
     }
     Weights weights;
     weights.load(p, d);
@@ -137,10 +137,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) dt_proj(const P
         __syncthreads();  // this tile is there, and all have left the one before it
         if (first + (STAGES - 1) * TOKENS < run)
             load_tile(tiles + (row == 0 ? (STAGES - 1) * TOKENS : row - TOKENS), p, from + first + (STAGES - 1) * TOKENS);
-        end_copy_group();
+        close_copies();
 #pragma unroll 1
         for (int token = first; token < first + TOKENS; token += 16) {
-            if (token < run && d < p.dim) {
+            if (token < run && channels > 0) {
                 float c[COLUMNS][4] = {};
                 weights.multiply(c, tiles + row);
 #pragma unroll
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) dt_proj(const P
 #pragma unroll
                         for (int i = 0; i < 4; ++i)
                             v.at[i] = pack_two<TYPE>(c[n + i][2 * half], c[n + i][2 * half + 1]);
-                        store(delta + 8 * half * p.dim + 8 * n, v, left - 8 * n);
+                        store(delta + 8 * half * p.dim + 8 * n, v, channels - 8 * (t + n));
                     }
                 }
             }

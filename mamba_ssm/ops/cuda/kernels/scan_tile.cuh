@@ -6,6 +6,7 @@
 //   STATES    N, the states of a channel                LANES   lanes that share a channel, each with NS of its states
 //   WARPS     warps of a block                          TILE    steps of time that are loaded at once
 //   OWN       what a lane loads of a tile. 2: two channels, for channel-last tensors; 1: one, for channel-first
+//   U_STEP .. elements from a step of u, z, B, .. to the next: an address is then a constant away from another; 0: unknown
 //   SAME      whether delta, out, .. have the strides of u;  SAME_Z  whether dz has those of z
 //   U_TYPE .. float, bf16 or fp16                       U_LAYOUT ..  as OWN where a tensor can be loaded in vectors of
 //                                                       that shape; 0: number by number, any strides
@@ -56,9 +57,8 @@ struct Lane {
 };
 
 // Where a lane's numbers of a tensor (B, D, L) are: of its first channel, at its first step of the current tile. A lane
-// whose channels or steps lie outside reads others that lie inside instead, so that loads need no branches; what it makes
-// of them is not stored, and its steps get dt = 0, which leaves the state alone. Tensors with the same strides have the same
-// place, which saves registers: hence an offset, not a pointer.
+// whose channels lie outside reads others that lie inside instead, so that loads need no branches; what it makes of them
+// is not stored. Tensors with the same strides have the same place, which saves registers: hence an offset, not a pointer.
 struct Place {
     int64 at, next_d;  // in elements; next_d: from the first owned channel to the second
     int stride_t;
@@ -71,6 +71,9 @@ struct Place {
 
     INLINE void move(int steps) { at += int64(steps) * stride_t; }
 };
+
+// A stride that is known when the kernel is compiled, or not.
+INLINE int64 step_of(int known, int64 given) { return known ? known : given; }
 
 // The block's numbers of p in the tile `steps` after the current one; `which` of up to four tensors p is.
 template <typename T> INLINE void prefetch_tile(const T* p, const Place& place, const Lane& me, int steps, int which) {
@@ -85,7 +88,7 @@ template <typename T> INLINE void prefetch_tile(const T* p, const Place& place, 
 template <typename T, int LAYOUT> struct Own {
     static constexpr bool PACKED_WORDS = LAYOUT == OWN;
     static constexpr int WORDS = PACKED_WORDS ? OWNED * int(sizeof(T)) / 4 : OWNED;
-    uint32 word[WORDS];
+    uint32 word[WORDS] = {};
 
     INLINE float operator[](int i) const {
         if (!PACKED_WORDS) return from_bits<T>(word[i]);
@@ -95,15 +98,16 @@ template <typename T, int LAYOUT> struct Own {
         return from_bits<T>(word[e / 2] >> 16);
     }
 
-    // left: steps of the tile that exist, at least 1; FULL where all do.
-    template <bool FULL> INLINE void load(const T* p, const Place& place, const Lane& me, int left) {
+    // left: steps of the tile that exist. Numbers of the others stay as they were: their steps get dt = 0, which leaves the
+    // state alone.
+    INLINE void load(const T* p, const Place& place, const Lane& me, int left) {
         p += place.at;
         if constexpr (PACKED_WORDS && OWN == 1) {  // L is a multiple of OWN_T
-            read<WORDS>(p - (FULL || me.own_t < left ? 0 : me.own_t), 0);
+            if (me.own_t < left) read<WORDS>(p, 0);
         } else {
 #pragma unroll
             for (int t = 0; t < OWN_T; ++t)
-                load_step(p + int64(FULL ? t : min(t, left - 1 - me.own_t)) * place.stride_t, place, t);
+                if (me.own_t + t < left) load_step(p + int64(t) * place.stride_t, place, t);
         }
     }
 
@@ -212,7 +216,7 @@ constexpr int UNITS = (TILE * LANES + THREADS - 1) / THREADS;
 template <typename T, int LAYOUT> struct States {
     static constexpr bool PACKED_WORDS = LAYOUT == 2 && NS * sizeof(T) >= 4;
     static constexpr int WORDS = PACKED_WORDS ? NS * int(sizeof(T)) / 4 : NS;
-    uint32 word[UNITS][WORDS];
+    uint32 word[UNITS][WORDS] = {};
 
     // A unit is one step and one slot; neighbouring threads go along whichever is contiguous.
     static INLINE int slot(int i) {
@@ -225,15 +229,16 @@ template <typename T, int LAYOUT> struct States {
     }
     static INLINE bool mine(int i) { return TILE * LANES % THREADS == 0 || threadIdx.x + i * THREADS < TILE * LANES; }
 
-    // p: at the thread's first unit (see `first`); left: steps of the tile that exist, at least 1; FULL where all do.
-    template <bool FULL> INLINE void load(const T* p, int64 stride_n, int64 stride_t, int left) {
+    // p: at the thread's first unit (see `first`); left: steps of the tile that exist. The others stay as they were.
+    INLINE void load(const T* p, int64 stride_n, int64 stride_t, int left) {
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) {
+            if (!mine(i) || step(i) >= left) continue;
             const T* from = p;
-            if (FULL && LAYOUT != 1)  // a unit's successor has the same slot
-                from += mine(i) ? int64(i * (THREADS / LANES)) * int(stride_t) : 0;
+            if (LAYOUT != 1)  // a unit's successor has the same slot
+                from += int64(i * (THREADS / LANES)) * int(stride_t);
             else
-                from += (min(step(i), left - 1) - step(0)) * stride_t + (slot(i) - slot(0)) * NS * stride_n;
+                from += (step(i) - step(0)) * stride_t + (slot(i) - slot(0)) * NS * stride_n;
             if constexpr (PACKED_WORDS) {
                 constexpr int AT_ONCE = WORDS < 4 ? WORDS : 4;
 #pragma unroll
@@ -344,14 +349,3 @@ INLINE uint32 resets_of_tile(const int* sequence, int64 t0, int64 stop, int lane
     bool reset = lane < TILE && t < stop && t > 0 && sequence[t] != sequence[t - 1];
     return __ballot_sync(FULL_WARP, reset);
 }
-
-// Dynamic shared memory as a struct: the kernel declares struct Shared, and the host asks SHARED_BYTES how much it needs.
-#ifdef EMULATED
-#define DECLARE_SHARED(type) static type shared_pool
-#define SHARED_POOL(type) shared_pool
-#else
-#define DECLARE_SHARED(type)                                    \
-    extern "C" __device__ const int SHARED_BYTES = sizeof(type); \
-    extern __shared__ __align__(16) uint8 shared_pool[]
-#define SHARED_POOL(type) (*reinterpret_cast<type*>(shared_pool))
-#endif

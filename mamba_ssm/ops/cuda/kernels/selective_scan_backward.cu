@@ -111,12 +111,13 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 
     const int own_channels = channels - me.own_c;
     const int64 own_d = d0 + me.own_c, own_t = last_tile + me.own_t;
-    Place u_at(row, p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
-    Place z_at(row, p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
+    Place u_at(row, p.u_b, p.u_d, step_of(U_STEP, p.u_t), own_d, own_channels, own_t);
+    Place z_at(row, p.z_b, p.z_d, step_of(Z_STEP, p.z_t), own_d, own_channels, own_t);
     Place delta_at = SAME ? u_at : Place(row, p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
     Place dout_at = SAME ? u_at : Place(row, p.dout_b, p.dout_d, p.dout_t, own_d, own_channels, own_t);
-    const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + last_tile * p.B_t, p.B_n, p.B_t);
-    const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + last_tile * p.C_t, p.C_n, p.C_t);
+    const int64 B_t = step_of(B_STEP, p.B_t), C_t = step_of(C_STEP, p.C_t);
+    const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + last_tile * B_t, p.B_n, B_t);
+    const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + last_tile * C_t, p.C_n, C_t);
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C], dD[OWN_C], dbias[OWN_C];
 #pragma unroll
     for (int c = 0; c < OWN_C; ++c) {
@@ -153,37 +154,30 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 
     auto move_back = [&] {
         u_at.move(-TILE), delta_at.move(-TILE), dout_at.move(-TILE), z_at.move(-TILE);
-        B_at -= TILE * p.B_t, C_at -= TILE * p.C_t;
+        B_at -= TILE * B_t, C_at -= TILE * C_t;
     };
     bool began = false;
     const int first = me.channel(0), second = me.channel(1), pair = me.channels % WARP_CHANNELS / 2 * PADDED_N;
+    Own<U_TYPE, U_LAYOUT> u;
+    Own<U_TYPE, DOUT_LAYOUT> dout;
+    Own<DELTA_TYPE, DELTA_LAYOUT> delta;
+    Own<Z_TYPE, Z_LAYOUT> z;
     for (int64 t0 = last_tile; t0 >= start; t0 -= TILE) {
         const int left = int(min(stop - t0, int64(TILE)));
-        Own<U_TYPE, U_LAYOUT> u;
-        Own<U_TYPE, DOUT_LAYOUT> dout;
-        Own<DELTA_TYPE, DELTA_LAYOUT> delta;
-        Own<Z_TYPE, Z_LAYOUT> z;
         {
             StatesB B;
             StatesC C;
-            auto fetch = [&](auto full) {
-                constexpr bool FULL = decltype(full)::value;
-                C.template load<FULL>(C_at, p.C_n, p.C_t, left);
-                delta.template load<FULL>(p.delta, delta_at, me, left);
-                dout.template load<FULL>(p.dout, dout_at, me, left);
-                if (HAS_Z) z.template load<FULL>(p.z, z_at, me, left);
-                if (STATE_ONLY) return;
-                B.template load<FULL>(B_at, p.B_n, p.B_t, left);
-                u.template load<FULL>(p.u, u_at, me, left);
-            };
-            if (left == TILE)
-                fetch(Constant<true>());
-            else
-                fetch(Constant<false>());
-            if (STATE_ONLY)
+            C.load(C_at, p.C_n, C_t, left);
+            delta.load(p.delta, delta_at, me, left);
+            dout.load(p.dout, dout_at, me, left);
+            if (HAS_Z) z.load(p.z, z_at, me, left);
+            if (!STATE_ONLY) u.load(p.u, u_at, me, left);
+            if (STATE_ONLY) {
                 store_states(shared.BC, C, 1);
-            else
+            } else {
+                B.load(B_at, p.B_n, B_t, left);
                 store_states(shared.BC, B, C);
+            }
         }
         if (t0 > start) {
             // Registers are too few to load the next tile now; its way to the L2 cache is the longer part.

@@ -60,12 +60,13 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 
     const int own_channels = channels - me.own_c;
     const int64 own_d = d0 + me.own_c, own_t = start + me.own_t;
-    Place u_at(row, p.u_b, p.u_d, p.u_t, own_d, own_channels, own_t);
+    Place u_at(row, p.u_b, p.u_d, step_of(U_STEP, p.u_t), own_d, own_channels, own_t);
     Place delta_at = SAME ? u_at : Place(row, p.delta_b, p.delta_d, p.delta_t, own_d, own_channels, own_t);
-    Place z_at(row, p.z_b, p.z_d, p.z_t, own_d, own_channels, own_t);
+    Place z_at(row, p.z_b, p.z_d, step_of(Z_STEP, p.z_t), own_d, own_channels, own_t);
     Place out_at = SAME ? u_at : Place(row, p.out_b, p.out_d, p.out_t, own_d, own_channels, own_t);
-    const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + start * p.B_t, p.B_n, p.B_t);
-    const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + start * p.C_t, p.C_n, p.C_t);
+    const int64 B_t = step_of(B_STEP, p.B_t), C_t = step_of(C_STEP, p.C_t);
+    const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + start * B_t, p.B_n, B_t);
+    const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + start * C_t, p.C_n, C_t);
 
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C];
 #pragma unroll
@@ -108,22 +109,14 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     StatesC C_next;
     bool began = false;
     // Loads the tile from t0 on, and moves on.
-    auto fetch_tile = [&](auto full, int left) {
-        constexpr bool FULL = decltype(full)::value;
-        u_next.template load<FULL>(p.u, u_at, me, left);
-        delta_next.template load<FULL>(p.delta, delta_at, me, left);
-        B_next.template load<FULL>(B_at, p.B_n, p.B_t, left);
-        if (STATE_ONLY) return;
-        if (HAS_Z) z_next.template load<FULL>(p.z, z_at, me, left);
-        C_next.template load<FULL>(C_at, p.C_n, p.C_t, left);
-    };
     auto fetch = [&](int64 t0) {
-        if (stop - t0 >= TILE)
-            fetch_tile(Constant<true>(), TILE);
-        else
-            fetch_tile(Constant<false>(), int(stop - t0));
-        u_at.move(TILE), delta_at.move(TILE), z_at.move(TILE);
-        B_at += TILE * p.B_t, C_at += TILE * p.C_t;
+        const int left = int(min(stop - t0, int64(TILE)));
+        u_next.load(p.u, u_at, me, left), u_at.move(TILE);
+        delta_next.load(p.delta, delta_at, me, left), delta_at.move(TILE);
+        B_next.load(B_at, p.B_n, B_t, left), B_at += TILE * B_t;
+        if (STATE_ONLY) return;
+        if (HAS_Z) z_next.load(p.z, z_at, me, left), z_at.move(TILE);
+        C_next.load(C_at, p.C_n, C_t, left), C_at += TILE * C_t;
     };
     fetch(start);
     for (int64 t0 = start; t0 < stop; t0 += TILE) {
