@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mamba_ssm.modules.block import Block
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-from mamba_ssm.ops.dt_proj import dt_proj
 from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 from mamba_ssm.ops.selective_state_update import selective_state_update
 
@@ -195,7 +194,7 @@ class Mamba(nn.Module):
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on x (..., D): dt (..., D) without its bias, B and C (..., N) (algorithm 2)."""
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return dt_proj(dt, self.dt_proj.weight), B, C  # the op adds the bias, in fp32
+        return F.linear(dt, self.dt_proj.weight), B, C  # the op adds the bias, in fp32
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token: hidden_states (B, 1, M), conv_state (B, D, W), ssm_state (B, D, N).

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn
-from mamba_ssm.ops.dt_proj import dt_proj
 from mamba_ssm.ops.reference.selective_scan import selective_scan_fn as selective_scan_ref
 
 __all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
@@ -88,7 +87,7 @@ def mamba_inner_fn(
     rank = delta_proj_weight.shape[1]
     widths = [rank] + [state for m in (B, C) if m is None]
     dt, *made = F.linear(x.transpose(1, 2), x_proj_weight).split(widths, dim=-1)
-    delta = dt_proj(dt, delta_proj_weight).transpose(1, 2)
+    delta = F.linear(dt, delta_proj_weight).transpose(1, 2)
     if B is None:
         B = _to_state_first(made.pop(0), B_proj_bias, A.is_complex())
     if C is None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mamba_ssm.ops.cuda import causal_conv1d as conv
-from mamba_ssm.ops.cuda import dt_proj
 from mamba_ssm.ops.cuda import selective_scan as scan
 
 
@@ -72,8 +71,7 @@ def _inputs(
         x_dbl = x.transpose(1, 2) @ x_proj.t()
     states = (x_dbl.shape[-1] - rank) // 2
     dt, B, C = x_dbl.split([rank, states, states], dim=-1)
-    taken = dt_proj.takes(dt, dt_proj_weight)
-    delta = dt_proj.dt_proj(dt, dt_proj_weight) if taken else dt @ dt_proj_weight.t()
+    delta = dt @ dt_proj_weight.t()
     return x, delta.transpose(1, 2), *(m.transpose(1, 2).unsqueeze(1) for m in (B, C)), z, x_dbl
 
 

@@ -20,7 +20,6 @@ from mamba_ssm.ops.cuda.layout import Signature, empty_like_layout, multiprocess
 MAX_STATES = 256
 WARPS = 4  # of a block: as many as a multiprocessor has schedulers, so that each gets its share
 CHUNK, MIN_CHUNK = 1024, 160  # steps of a chunk of time; the shorter ones only until the GPU is full
-MOST_ROUNDS = 5  # a GPU full of blocks each
 
 
 class _Pass(NamedTuple):
@@ -31,9 +30,10 @@ class _Pass(NamedTuple):
 
     blocks: int
     enough: float
+    rounds: int  # a GPU full of blocks each, at most
 
 
-FORWARD, BACKWARD = _Pass(5, 0.26), _Pass(3, 0.6)
+FORWARD, BACKWARD = _Pass(5, 0.26, 3), _Pass(3, 0.6, 5)
 
 
 def selective_scan_fn(
@@ -96,14 +96,14 @@ def _cut(states: int) -> _Cut:
     return _Cut(lanes=16, warps=1, tile=16, sub=8)
 
 
-def _chunks(blocks: int, length: int, slots: int, enough: float) -> int:
+def _chunks(blocks: int, length: int, slots: int, kind: _Pass) -> int:
     """Into how many chunks of time to cut the length, for so many blocks and room for so many at once."""
-    if blocks >= enough * slots:
+    if blocks >= kind.enough * slots:
         return 1
     if 2 * blocks >= 0.9 * slots:
         return min(2, max(1, length // MIN_CHUNK))
     most = max(length // CHUNK, min(length // MIN_CHUNK, slots // blocks))
-    most = min(most, MOST_ROUNDS * slots // blocks)
+    most = min(most, kind.rounds * slots // blocks)
 
     def fullness(chunks: int) -> float:
         rounds = blocks * chunks / slots
@@ -148,7 +148,7 @@ class _Plan:
         self.group_blocks = -(-group_dim // (cut.warps * 64 // cut.lanes))
         blocks = self.batch * self.groups * self.group_blocks
         slots = kind.blocks * multiprocessors(device)
-        chunk = -(-self.length // _chunks(blocks, self.length, slots, kind.enough))
+        chunk = -(-self.length // _chunks(blocks, self.length, slots, kind))
         chunk_length = -(-chunk // cut.tile) * cut.tile
         self.chunks = -(-self.length // chunk_length)
         self.blocks = blocks * self.chunks

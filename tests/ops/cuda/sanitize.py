@@ -17,17 +17,18 @@ from mamba_ssm.ops.topk_search import window_scores
 from mamba_ssm.utils.generation import InferenceParams
 
 
-def rand(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, device="cuda", dtype=dtype).requires_grad_()
+def rand(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> torch.Tensor:
+    """With `last`, (B, D, L) that lie as (B, L, D)."""
+    x = torch.randn(shape, device="cuda", dtype=dtype)
+    return (x.transpose(1, 2).contiguous().transpose(1, 2) if last else x).requires_grad_()
 
 
 def scans(dtype: torch.dtype) -> None:
     for batch, dim, length, states in [(2, 40, 33, 16), (1, 33, 700, 16), (1, 7, 40, 5), (1, 9, 40, 70)]:
         for last in (True, False):
-            shape = (batch, length, dim) if last else (batch, dim, length)
-            u, delta, z = (rand(*shape, dtype=dtype).transpose(1, 2) if last else rand(*shape) for _ in range(3))
-            B, C = (rand(batch, length, states, dtype=dtype).transpose(1, 2) for _ in range(2))
-            A, initial = -rand(dim, states).exp(), rand(batch, dim, states)
+            u, delta, z = (rand(batch, dim, length, dtype=dtype, last=last) for _ in range(3))
+            B, C = (rand(batch, states, length, dtype=dtype, last=last) for _ in range(2))
+            A, initial = (-torch.rand(dim, states, device="cuda")).requires_grad_(), rand(batch, dim, states)
             sequence = torch.arange(length, device="cuda").expand(batch, -1) // 17
             for seq_idx in (None, sequence):
                 out, state = selective_scan_fn(
@@ -38,7 +39,7 @@ def scans(dtype: torch.dtype) -> None:
 
 def convolutions(dtype: torch.dtype) -> None:
     for last in (True, False):
-        x = rand(2, 70, 40, dtype=dtype).transpose(1, 2) if last else rand(2, 40, 70, dtype=dtype)
+        x = rand(2, 40, 70, dtype=dtype, last=last)
         out = causal_conv1d_fn(x, rand(40, 4), rand(40), initial_states=rand(2, 40, 3, dtype=dtype), activation="silu")
         out.float().sum().backward()
 

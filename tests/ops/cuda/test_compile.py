@@ -12,7 +12,6 @@ from mamba_ssm.ops.cuda import (
     block_step,
     causal_conv1d,
     compiler,
-    dt_proj,
     layer_norm,
     linear_cross_entropy,
     selective_scan,
@@ -107,11 +106,6 @@ def heads(dtype: torch.dtype) -> None:
         linear_cross_entropy.cross_entropy_(logits, targets, losses, -100, gradient)
 
 
-def dt_projections(dtype: torch.dtype) -> None:
-    for rank in (48, 160):
-        dt_proj.dt_proj(tensor(300, rank + 32, dtype=dtype)[:, :rank], tensor(256, rank, dtype=dtype))
-
-
 def searches(dtype: torch.dtype) -> None:
     topk_search.window_scores(tensor(1, 16, 128), tensor(1, 16), tensor(256, 128, dtype=dtype), 32)
 
@@ -120,8 +114,6 @@ def jobs() -> Iterator[tuple[Callable[[torch.dtype], None], torch.dtype]]:
     for ask in (scans, convolutions, norms, steps, heads, searches):
         for dtype in (torch.float32, *HALF):
             yield ask, dtype
-    for dtype in HALF:
-        yield dt_projections, dtype
 
 
 @pytest.mark.parametrize(("ask", "dtype"), list(jobs()), ids=lambda value: getattr(value, "__name__", str(value)))

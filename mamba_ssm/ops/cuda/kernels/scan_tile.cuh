@@ -31,6 +31,19 @@ constexpr int PAIR_ROW = TILE + 2, ROW = TILE + 4;
 static_assert(OWN_T % 2 == 0, "a lane owns whole vectors of steps");
 static_assert(LANES >= 4 && LANES <= 16, "2 to 8 channels a half warp");
 
+// Which part of the whole a block has. The grid is one row of blocks, for its other dimensions are short.
+struct Part {
+    int64 row, chunk, group, block, groups;  // block: of those that share the group's channels
+
+    INLINE Part(int64 dim, int64 group_dim, int64 chunks) {
+        groups = uint32(dim) / uint32(group_dim);  // 32 bits: a division of 64 is a hundred instructions
+        const uint32 group_blocks = (uint32(group_dim) + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
+        const uint32 blocks = uint32(groups) * group_blocks, of_row = blockIdx.x / blocks, of_blocks = blockIdx.x % blocks;
+        row = of_row / uint32(chunks), chunk = of_row % uint32(chunks);
+        group = of_blocks / group_blocks, block = of_blocks % group_blocks;
+    }
+};
+
 struct Lane {
     int lane, warp;
     int slot;      // which of the LANES that share a channel: it has states slot*NS .. slot*NS + NS-1

@@ -98,11 +98,9 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     const Lane me;
     Warp& mine = shared.warps[me.warp];
 
-    const int64 group_blocks = (p.group_dim + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
-    const int64 groups = p.dim / p.group_dim, blocks = groups * group_blocks;
-    const int64 row = blockIdx.x / blocks / p.chunks, chunk = blockIdx.x / blocks % p.chunks;
+    const Part part(p.dim, p.group_dim, p.chunks);
+    const int64 row = part.row, chunk = part.chunk, group = part.group, block = part.block;
     if (STATE_ONLY && chunk == 0) return;
-    const int64 group = blockIdx.x % blocks / group_blocks, block = blockIdx.x % group_blocks;
     const int in_group = int(block) * BLOCK_CHANNELS;
     const int64 d0 = group * p.group_dim + in_group;
     const int channels = int(p.group_dim) - in_group;
@@ -284,7 +282,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                                       : fmaf(now.decay[i][k][n], h[k][n], now.added[i][k][n]);
         }
 
-#pragma unroll 1
+#pragma unroll 4
         for (int s = TILE / SUB - 1; s >= 0; --s) {
             if (s < TILE / SUB - 1)
 #pragma unroll
@@ -431,7 +429,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                 const float4 more = *reinterpret_cast<const float4*>(&shared.warps[w].sums[of][i][n]);
                 sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
             }
-            const int64 at = ((((ATOMIC ? 0 : block) * 2 + of) * p.batch + row) * groups + group) * p.length + t0 + i;
+            const int64 at = ((((ATOMIC ? 0 : block) * 2 + of) * p.batch + row) * part.groups + group) * p.length + t0 + i;
             if (ATOMIC)
                 atomic_add_four(p.dBC + at * PADDED_N + n, sum);
             else
@@ -453,20 +451,20 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         }
         return;
     }
-    const int64 part = ATOMIC ? 0 : row * p.chunks + chunk;
+    const int64 sums_at = ATOMIC ? 0 : row * p.chunks + chunk;
 #pragma unroll
     for (int k = 0; k < 2; ++k)
 #pragma unroll
         for (int n = 0; n < NS; ++n)
             if (state_in[k][n]) {
-                leave(p.dA + part * p.dim * STATES + state_at[k] + n, dA[k][n]);
+                leave(p.dA + sums_at * p.dim * STATES + state_at[k] + n, dA[k][n]);
                 if (p.dinitial && chunk == 0) p.dinitial[row * p.dim * STATES + state_at[k] + n] = dh[k][n];
             }
 #pragma unroll
     for (int c = 0; c < OWN_C; ++c) {
         float sum_D = sum_over_owners(dD[c], &shared.BC[0][0]), sum_bias = sum_over_owners(dbias[c], &shared.BC[0][0]);
         if (me.own_t == 0 && c < own_channels) {
-            const int64 at = part * p.dim + own_d + c;
+            const int64 at = sums_at * p.dim + own_d + c;
             if (p.dD) leave(p.dD + at, sum_D);
             if (p.dbias) leave(p.dbias + at, sum_bias);
         }
