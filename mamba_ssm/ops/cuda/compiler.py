@@ -131,7 +131,7 @@ def _load(file: str, name: str, index: int, constants: tuple[tuple[str, Any], ..
     module = _module(file, index, constants)
     status, address, _ = driver.cuModuleGetGlobal(module, b"SHARED_BYTES")  # a kernel without it needs none
     shared = int.from_bytes(_read(address), sys.byteorder) if status == 0 else 0
-    early = driver.cuModuleGetGlobal(module, b"STARTS_EARLY")[0] == 0
+    early = driver.cuModuleGetGlobal(module, b"EARLY")[0] == 0
     return Kernel(_call(driver.cuModuleGetFunction(module, name.encode())), index, shared, early)
 
 

@@ -90,7 +90,7 @@ def compare(
         exact_kept, exact_h = kept.double(), h.double()  # each step is judged by itself
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9, 17])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 128])
 def test_any_number_of_rows(device, rows):
     compare(device, rows)
 
@@ -125,6 +125,14 @@ def test_odd_sizes(device, rows, sizes, dtype):
 )
 def test_sums_over_warps_and_chunks(device, rows, width, channels, rms):
     compare(device, rows, width, channels, rank=24, rms=rms, bias=not rms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_rows_through_products_of_odd_sizes(device, dtype):
+    """Some of these products are the kernel's, some are PyTorch's."""
+    compare(device, 16, width=72, channels=44, rank=9, states=5, dtype=dtype, bias=True)
+    compare(device, 20, width=40, channels=70, rank=33, states=12, conv=3, dtype=dtype, conv_dtype=torch.float32)
+    compare(device, 12, width=36, channels=72, rank=3, dtype=dtype, bias=True)
 
 
 @pytest.mark.parametrize("rows", [2, 12])
@@ -162,7 +170,7 @@ PUBLISHED = {"130m": (768, 1536, 48), "2.8b": (2560, 5120, 160)}
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 2, 4, 8, 128])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 9, 33, 128, 256])
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_published_sizes(device, rows, name, dtype):
@@ -171,7 +179,7 @@ def test_published_sizes(device, rows, name, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 3, 9, 33])
+@pytest.mark.parametrize("rows", [1, 3, 9, 33, 130])
 def test_odd_sizes_on_a_gpu(device, rows):
     for sizes in (
         {"width": 7, "channels": 14, "rank": 1, "states": 1},
@@ -183,7 +191,7 @@ def test_odd_sizes_on_a_gpu(device, rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 128])
+@pytest.mark.parametrize("rows", [1, 16, 128])
 def test_steps_repeat_bit_for_bit(device, rows):
     """Also what a captured graph gives."""
     width, channels, rank = PUBLISHED["130m"]

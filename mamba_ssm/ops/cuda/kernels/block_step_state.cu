@@ -6,9 +6,11 @@
 //   dt = softplus(<W_dt, dt_low> + bias)    h <- exp(dt A) h + (dt x) B    y = (<C, h> + D x) silu(z)   (update_states)
 //
 // Bound: memory. h in fp32 is read and written, 8 N bytes a channel and row; the convolution's state costs 4 WIDTH bytes of
-// half precision. So a warp of update_states takes 16 channels of BATCH rows, whose h it loads with 16-byte accesses, all
-// in flight while tensor cores compute dt: 16 channels x 8 rows are one tile of theirs, and the sums over the rank would
-// else cost more instructions than the states do. Four lanes share a channel, with 4 of its states each.
+// half precision. So a warp of update_states takes 16 channels of BATCH rows. It asks for their h, to be brought to L2,
+// before anything else, while the kernel in front still runs; then tensor cores compute dt: 16 channels x 8 rows are one
+// tile of theirs, and the sums over the rank would else cost more instructions than the states do. h follows with 16-byte
+// loads, all in flight at once, where the rank is large only after dt, whose registers it then takes: twelve warps a
+// multiprocessor hide what is left. Four lanes share a channel, with 4 of its states each.
 
 struct Parameters {
     TYPE* xz;                 // (batch, 2 dim): x, which convolve_rows changes in place, and z
@@ -28,30 +30,8 @@ struct Parameters {
 constexpr int PASS = 16;  // states that a warp updates at once
 constexpr int SELECTED = RANK + 2 * STATES;
 constexpr int RANK_STEPS = (RANK + 31) / 32;
-
-// K numbers as fp32 and back; at once where CONV_VECTORS says that they are aligned.
-template <typename T, int K> INLINE void load_numbers(float (&to)[K], const T* from) {
-    if constexpr (CONV_VECTORS) {
-        const Pack<T, K> v = load_pack<T, K>(from);
-#pragma unroll
-        for (int i = 0; i < K; ++i) to[i] = to_float(v.at[i]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < K; ++i) to[i] = to_float(from[i]);
-    }
-}
-
-template <typename T, int K> INLINE void store_numbers(T* to, const float (&from)[K]) {
-    if constexpr (CONV_VECTORS) {
-        Pack<T, K> v;
-#pragma unroll
-        for (int i = 0; i < K; ++i) v.at[i] = from_float<T>(from[i]);
-        store_pack<T, K>(to, v);
-    } else {
-#pragma unroll
-        for (int i = 0; i < K; ++i) to[i] = from_float<T>(from[i]);
-    }
-}
+constexpr int BLOCKS = (STATES <= PASS && RANK_STEPS < 8 ? 12 : 8) / WARPS;  // of a multiprocessor: what registers allow
+constexpr bool STATES_LAST = BATCH == 8 && RANK_STEPS > 2;  // registers: the states and all of the rank do not fit
 
 // A thread takes CONV_CHANNELS channels of a row.
 extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters p) {
@@ -66,15 +46,15 @@ extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters
     }
     const int64 d = int64(in_row) * CONV_CHANNELS;
     float weights[CONV_CHANNELS * WIDTH], bias[CONV_CHANNELS];
-    load_numbers(weights, p.conv_weight + d * WIDTH);
+    load_numbers<CONV_VECTORS>(weights, p.conv_weight + d * WIDTH);
 #pragma unroll
     for (int c = 0; c < CONV_CHANNELS; ++c) bias[c] = p.conv_bias ? to_float(p.conv_bias[d + c]) : 0.0f;
     wait_for_previous();
     CONV_TYPE* const state_at = p.conv_state + b * p.conv_b + d * WIDTH;
     TYPE* const x_at = p.xz + b * 2 * p.dim + d;
     float states[CONV_CHANNELS * WIDTH], x[CONV_CHANNELS];
-    load_numbers(states, state_at);
-    load_numbers(x, x_at);
+    load_numbers<CONV_VECTORS>(states, state_at);
+    load_numbers<CONV_VECTORS>(x, x_at);
 #pragma unroll
     for (int c = 0; c < CONV_CHANNELS; ++c) {
         float state[WIDTH], weight[WIDTH];
@@ -87,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters
 #pragma unroll
         for (int k = 0; k < WIDTH; ++k) states[c * WIDTH + k] = state[k];
     }
-    store_numbers(state_at, states);
-    store_numbers(x_at, x);
+    store_numbers<CONV_VECTORS>(state_at, states);
+    store_numbers<CONV_VECTORS>(x_at, x);
 }
 
 // 8 numbers of a row of RANK, from column k on; zeros past its end.
@@ -190,7 +170,18 @@ INLINE void store_states(float* p, int n, bool there, const Pack<float, 4>& v) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Parameters p) {
+// Brings the states of a warp's tile from memory to L2, before the kernel in front has ended: that changes no number, even
+// where an earlier kernel still writes them.
+INLINE void prefetch_states(const float* state, int64 state_b, int channels, int rows) {
+    constexpr int LINE = 128 / sizeof(float), LINES = (16 * STATES + LINE - 1) / LINE;  // of a row
+#pragma unroll
+    for (int i = 0; i < BATCH * LINES; i += 32) {
+        const int line = i + threadIdx.x % 32, row = line / LINES, at = line % LINES * LINE;
+        if (row < rows && at < channels * STATES) prefetch(state + row * state_b + at);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) update_states(const Parameters p) {
     __shared__ __align__(16) float shared[WARPS][BATCH][2][PASS];  // B and C
     start_next();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -203,6 +194,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
         return;
     }
 
+    prefetch_states(p.state + b0 * p.state_b + d0 * STATES, p.state_b, channels, rows);
     Rates<TYPE> weights;
     weights.load_weights(p.dt_weight + d0 * RANK, channels);
     float bias[2], skip[2];
@@ -234,13 +226,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
         const int n = pass + 4 * t;
         float* const state_at = p.state + b0 * p.state_b + (d0 + g) * STATES + n;
         Pack<float, 4> h[BATCH][2];
+        auto load_h = [&] {
 #pragma unroll
-        for (int b = 0; b < BATCH; ++b)
+            for (int b = 0; b < BATCH; ++b)
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-                h[b][half] = load_states(
-                    state_at + b * p.state_b + half * 8 * STATES, n, b < rows && g + 8 * half < channels
-                );
+                for (int half = 0; half < 2; ++half)
+                    h[b][half] = load_states(
+                        state_at + b * p.state_b + half * 8 * STATES, n, b < rows && g + 8 * half < channels
+                    );
+        };
+        if (!STATES_LAST) load_h();
 #pragma unroll
         for (int b = 0; b < BATCH; ++b) {  // a lane a number: 16 of B, 16 of C
             const int at = pass + lane % PASS;
@@ -260,6 +255,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
                 A[half] = load_states(p.A_log + (d0 + g + 8 * half) * STATES + n, n, g + 8 * half < channels);
         }
         first = false;
+        if (STATES_LAST) load_h();
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll

@@ -49,6 +49,8 @@ struct Backward {
     int64 rows, dim;
 };
 
+STARTS_EARLY;
+
 constexpr int ROW_THREADS = ROW_WARPS * 32, THREADS = ROWS * ROW_THREADS;
 // Loads in flight of a row that isn't held.
 constexpr int AT_ONCE = HOLD || PACKS * VEC < 4 ? PACKS : (VEC < 4 ? 4 / VEC : 1);
@@ -120,6 +122,8 @@ template <int K> INLINE void add_over_row(float (&v)[K], int& turn) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const Forward p) {
+    start_next();
+    wait_for_previous();
     const int64 row = int64(blockIdx.x) * ROWS + threadIdx.x / ROW_THREADS;
     if (row >= p.rows) return;  // whole warps, in blocks without barriers
     const int dim = int(p.dim);
@@ -192,6 +196,8 @@ INLINE void store_block_sum(float* to, const Row<float>& v, int dim) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) norm_backward(const Backward p) {
+    start_next();
+    wait_for_previous();
     const int dim = int(p.dim);
     const float part = 1.0f / dim, eps = float(p.eps);
     int turn = 0;
