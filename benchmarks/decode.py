@@ -11,7 +11,6 @@ bandwidth measured in the same run; "original" is the original package's step on
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -22,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import mamba_ssm
+sys.path.insert(0, str(Path(__file__).parent))
+from timing import machine
+
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.ops import backend
@@ -167,16 +168,10 @@ def main(argv: list[str] | None = None) -> int:
         rows += measure(name, config, batches, dtype, device, copy, steps)
     if args.out:
         found = {
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            **machine(),
             "dtype": str(dtype).removeprefix("torch."),
             "copy_bytes_per_second": copy,
             "steps": rows,
-            "arguments": sys.argv[1:] if argv is None else argv,
-            "versions": {
-                "mamba_ssm": mamba_ssm.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
         }
         args.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if all(row["correct"] for row in rows) else 1

@@ -49,7 +49,7 @@ static_assert(HELD >= 1 && TILE % SUB == 0 && SUB % 2 == 0, "a lane holds whole 
 
 struct Warp {
     float states[TILE / SUB][2 * NS][32];
-    float parts[2][SUB][SLOTS * PADDED_N + 16];  // dB and dC of SUB steps, a sum for each pair of channels; 16 against conflicts
+    float parts[2][SUB][SLOTS * PADDED_N + 16];  // dB and dC of SUB steps, a sum for each pair of channels; 16 for the banks
     float sums[2][TILE][PADDED_N];         // the same of the whole tile and warp
 };
 
@@ -397,7 +397,8 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     dy *= silu;
                 }
                 float slope = fmaf(dx[i], ui, dd[i] * LN2);
-                if (SOFTPLUS) slope *= sigmoid(delta[i] + bias[c]);
+                if (SOFTPLUS)  // its derivative is a sigmoid; 1 - exp(-dt) is too, to the precision of half of the bits
+                    slope *= sizeof(DELTA_TYPE) == 4 ? sigmoid(delta[i] + bias[c]) : 1.0f - exp2_fast(-LOG2E * dt[i]);
                 dx[i] = fmaf(dx[i], dt[i], skip[c] * dy);
                 dd[i] = slope;
                 const bool inside = me.own_t + i % OWN_T < left;
@@ -420,21 +421,24 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             }
             move_back();
         }
-        for (int four = threadIdx.x; four < 2 * TILE * PADDED_N / 4; four += THREADS) {
-            const int n = four % (PADDED_N / 4) * 4, i = four / (PADDED_N / 4) % TILE, of = four / (PADDED_N / 4 * TILE);
-            if (t0 + i >= stop) continue;
-            float4 sum = *reinterpret_cast<const float4*>(&shared.warps[0].sums[of][i][n]);
+        const int64 sums_row = ((ATOMIC ? 0 : block) * 2 * p.batch + row) * part.groups + group;
+        float* const sums_to = p.dBC + (sums_row * p.length + t0) * PADDED_N;
 #pragma unroll
-            for (int w = 1; w < WARPS; ++w) {
-                const float4 more = *reinterpret_cast<const float4*>(&shared.warps[w].sums[of][i][n]);
-                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+        for (int of = 0; of < 2; ++of)
+            for (int four = threadIdx.x; four < TILE * PADDED_N / 4; four += THREADS) {
+                if (four >= left * (PADDED_N / 4)) break;
+                float4 sum = reinterpret_cast<const float4*>(shared.warps[0].sums[of])[four];
+#pragma unroll
+                for (int w = 1; w < WARPS; ++w) {
+                    const float4 more = reinterpret_cast<const float4*>(shared.warps[w].sums[of])[four];
+                    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+                }
+                float* const to = sums_to + of * p.batch * part.groups * p.length * PADDED_N + four * 4;
+                if (ATOMIC)
+                    atomic_add_four(to, sum);
+                else
+                    *reinterpret_cast<float4*>(to) = sum;
             }
-            const int64 at = ((((ATOMIC ? 0 : block) * 2 + of) * p.batch + row) * part.groups + group) * p.length + t0 + i;
-            if (ATOMIC)
-                atomic_add_four(p.dBC + at * PADDED_N + n, sum);
-            else
-                *reinterpret_cast<float4*>(p.dBC + at * PADDED_N + n) = sum;
-        }
     }
 
     if (STATE_ONLY) {
