@@ -1,8 +1,8 @@
 """Which back-end runs an op, and why.
 
 Four back-ends have the same functions with the same signatures: "reference" (plain PyTorch, the specification), "cpu"
-(PyTorch too, arranged for speed), "cuda" (CUDA C++ for NVIDIA GPUs, compiled when first used) and "triton" (for all GPUs
-that Triton knows). The fastest that runs on the tensors' device is taken, unless one is asked for, with
+(PyTorch too, arranged for speed), "cuda" (CUDA C++ for NVIDIA GPUs, compiled when first used) and "triton" (for all
+GPUs that Triton knows). The fastest that runs on the tensors' device is taken, unless one is asked for, with
 `backend.use("reference")`, as a call or in a `with`, or with MAMBA_BACKEND=reference. Where the one taken lacks an op,
 the next one in the device's order runs it.
 """
@@ -29,7 +29,7 @@ OPS = (
     "linear_cross_entropy",
     "topk_search",
 )
-# The reference has all. It was measured to be as fast as anything else PyTorch can do on a CPU where "cpu" is not named.
+# The reference has all. Where "cpu" is not named, it was measured to be as fast as anything else PyTorch can do there.
 HAVE = {
     "cpu": frozenset({"selective_scan", "selective_state_update"}),
     "cuda": frozenset(OPS) - {"selective_state_update"},

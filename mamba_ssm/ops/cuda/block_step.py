@@ -1,8 +1,7 @@
 """One token through a whole Mamba block on an NVIDIA GPU: kernels/block_step.cu and block_step_state.cu tell how.
 
-A few rows: four kernels, whose time is that of reading the weights. Tens or hundreds of rows in half precision: the
-products are project_rows.py's. Else PyTorch's, and our kernels between them. Letters: B batch, M model width, D inner
-channels, N state, W width of the convolution, R rank of delta.
+A few rows: four kernels, whose time is that of reading the weights. More: PyTorch's matrix products, and our kernels
+between them. Letters: B batch, M model width, D inner channels, N state, W width of the convolution, R rank of delta.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError
-from mamba_ssm.ops.cuda import compiler, project_rows
+from mamba_ssm.ops.cuda import compiler
 from mamba_ssm.ops.cuda.layout import multiprocessors, pointer
 from mamba_ssm.ops.layer_norm import layer_norm_fn
 
@@ -94,23 +93,11 @@ def block_step(
     normed, stream = layer_norm_fn(
         hidden, norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm=is_rms_norm
     )
-    if project_rows.takes(normed, mixer.in_weight):
-        xz = project_rows.project_rows(
-            normed, mixer.in_weight, mixer.in_bias, (conv_state, mixer.conv_weight, mixer.conv_bias)
-        )
-        states = _States(xz, conv_state, ssm_state, mixer)
-    else:
-        xz = F.linear(normed, mixer.in_weight, mixer.in_bias)
-        states = _States(xz, conv_state, ssm_state, mixer)
-        states.convolve()
-    selected = _linear(xz[:, : mixer.D.shape[0]], mixer.x_weight, None)
-    return _linear(states.update(selected), mixer.out_weight, mixer.out_bias), stream
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if project_rows.takes(x, weight):
-        return project_rows.project_rows(x, weight, bias)
-    return F.linear(x, weight, bias)
+    xz = F.linear(normed, mixer.in_weight, mixer.in_bias)
+    states = _States(xz, conv_state, ssm_state, mixer)
+    states.convolve()
+    selected = F.linear(xz[:, : mixer.D.shape[0]], mixer.x_weight)
+    return F.linear(states.update(selected), mixer.out_weight, mixer.out_bias), stream
 
 
 def _few_rows(

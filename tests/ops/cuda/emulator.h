@@ -52,14 +52,13 @@ inline uint16_t emulated_float_to_bf16(float x) {
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
-    int waits = 0;  // 0 runs, 1 waits for its warp, 2 waits for the block, 3 is done, 4 waits for the cluster
+    int waits = 0;  // 0 runs, 1 waits for its warp, 2 waits for the block, 3 is done
     uint64_t offered = 0;
 };
 
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static int running;
-constexpr int MOST_BLOCKS_OF_A_CLUSTER = 8;
 static void (*body)(const void*);
 static const void* body_argument;
 
@@ -69,8 +68,6 @@ inline void wait_as(int what) {
 }
 
 inline void __syncthreads() { wait_as(2); }
-inline void emulated_cluster_barrier() { wait_as(4); }
-inline int emulated_cluster_rank() { return running / int(blockDim.x); }
 inline void __syncwarp(unsigned = ~0u) { wait_as(1); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -113,9 +110,7 @@ static void enter() {
     swapcontext(&fibers[running].context, &scheduler);
 }
 
-// The fibers are the threads of the block, or of all blocks of a cluster, from blockIdx on.
 inline void run_block(std::mt19937& random) {
-    const unsigned first_block = blockIdx.x;
     int n = int(fibers.size());
     for (int i = 0; i < n; ++i) {
         Fiber& f = fibers[i];
@@ -136,16 +131,15 @@ inline void run_block(std::mt19937& random) {
             if (fibers[i].waits != 0) continue;
             ++ran;
             running = i;
-            threadIdx = {unsigned(i) % blockDim.x, 0, 0};
-            blockIdx.x = first_block + unsigned(i) / blockDim.x;
+            threadIdx = {unsigned(i), 0, 0};
             swapcontext(&scheduler, &fibers[i].context);
         }
         if (done == n) return;
         if (ran) continue;
-        bool block = true, any = false;  // all that are not done wait for their block or for the cluster
+        bool block = true;  // all that are not done wait for the block
         for (int w = 0; w < n; w += 32) {
             bool warp = false, other = false;
-            for (int i = w; i < std::min(n, w + 32); ++i) warp |= fibers[i].waits == 1, other |= fibers[i].waits % 2 == 0;
+            for (int i = w; i < std::min(n, w + 32); ++i) warp |= fibers[i].waits == 1, other |= fibers[i].waits == 2;
             if (warp) {
                 if (other) std::abort();  // some lanes wait for the warp and some for the block
                 block = false;
@@ -153,28 +147,28 @@ inline void run_block(std::mt19937& random) {
                     if (fibers[i].waits == 1) fibers[i].waits = 0;
             }
         }
-        if (!block) continue;
-        for (Fiber& f : fibers) any |= f.waits == 2;
-        for (Fiber& f : fibers)
-            if (f.waits == (any ? 2 : 4)) f.waits = 0;
+        if (block)
+            for (Fiber& f : fibers)
+                if (f.waits == 2) f.waits = 0;
     }
 }
 
 template <typename P> void run_grid(void (*kernel)(P), const void* parameters, const int* grid, int threads, int seed) {
-    const int cluster = grid[1];  // blocks; the grid has one dimension
     static void (*call)(P);
     call = kernel;
     body = [](const void* p) { call(*static_cast<const P*>(p)); };
     body_argument = parameters;
-    fibers = std::vector<Fiber>(threads * cluster);
+    fibers = std::vector<Fiber>(threads);
     for (Fiber& f : fibers) f.stack.reset(new char[256 << 10]);
     std::mt19937 random(seed);
-    gridDim = {unsigned(grid[0]), 1, 1};
+    gridDim = {unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2])};
     blockDim = {unsigned(threads), 1, 1};
-    for (unsigned x = 0; x < gridDim.x; x += cluster) {
-        blockIdx = {x, 0, 0};
-        run_block(random);
-    }
+    for (unsigned z = 0; z < gridDim.z; ++z)
+        for (unsigned y = 0; y < gridDim.y; ++y)
+            for (unsigned x = 0; x < gridDim.x; ++x) {
+                blockIdx = {x, y, z};
+                run_block(random);
+            }
 }
 
 // Lets Python run a kernel of the source above this line.

@@ -24,10 +24,8 @@ def kernel(file: str, name: str, device: torch.device, constants: Constants) -> 
     assert device.type == "cpu"
     run = getattr(_library(file, tuple(constants.items())), f"run_{name}")
 
-    cluster = int(constants.get("CLUSTER", 1))  # blocks that run together
-
     def launch(blocks: int, threads: int, *values: int) -> None:
-        run(struct.pack(f"{len(values)}q", *values), (ctypes.c_int * 2)(blocks, cluster), threads, 1)
+        run(struct.pack(f"{len(values)}q", *values), (ctypes.c_int * 3)(blocks, 1, 1), threads, 1)
 
     return launch
 
@@ -35,7 +33,7 @@ def kernel(file: str, name: str, device: torch.device, constants: Constants) -> 
 @cache
 def _library(file: str, constants: tuple[tuple[str, int | str | bool], ...]) -> ctypes.CDLL:
     text = (SOURCES / file).read_text()
-    kernels = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(?:IN_CLUSTER )?(\w+)\(', text)
+    kernels = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(', text)
     runs = "\n".join(f"EMULATE({name})" for name in kernels)
     whole = f'#include "emulator.h"\n#include "{SOURCES / file}"\n{runs}\n'
     defines = [f"-D{k}={int(v) if isinstance(v, bool) else v}" for k, v in constants]

@@ -33,6 +33,30 @@ constexpr int RANK_STEPS = (RANK + 31) / 32;
 constexpr int BLOCKS = (STATES <= PASS && RANK_STEPS < 8 ? 12 : 8) / WARPS;  // of a multiprocessor: what registers allow
 constexpr bool STATES_LAST = BATCH == 8 && RANK_STEPS > 2;  // registers: the states and all of the rank do not fit
 
+// K numbers as fp32 and back; at once where CONV_VECTORS says that they are aligned.
+template <typename T, int K> INLINE void load_numbers(float (&to)[K], const T* from) {
+    if constexpr (CONV_VECTORS) {
+        const Pack<T, K> v = load_pack<T, K>(from);
+#pragma unroll
+        for (int i = 0; i < K; ++i) to[i] = to_float(v.at[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < K; ++i) to[i] = to_float(from[i]);
+    }
+}
+
+template <typename T, int K> INLINE void store_numbers(T* to, const float (&from)[K]) {
+    if constexpr (CONV_VECTORS) {
+        Pack<T, K> v;
+#pragma unroll
+        for (int i = 0; i < K; ++i) v.at[i] = from_float<T>(from[i]);
+        store_pack<T, K>(to, v);
+    } else {
+#pragma unroll
+        for (int i = 0; i < K; ++i) to[i] = from_float<T>(from[i]);
+    }
+}
+
 // A thread takes CONV_CHANNELS channels of a row.
 extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters p) {
     start_next();
@@ -46,15 +70,15 @@ extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters
     }
     const int64 d = int64(in_row) * CONV_CHANNELS;
     float weights[CONV_CHANNELS * WIDTH], bias[CONV_CHANNELS];
-    load_numbers<CONV_VECTORS>(weights, p.conv_weight + d * WIDTH);
+    load_numbers(weights, p.conv_weight + d * WIDTH);
 #pragma unroll
     for (int c = 0; c < CONV_CHANNELS; ++c) bias[c] = p.conv_bias ? to_float(p.conv_bias[d + c]) : 0.0f;
     wait_for_previous();
     CONV_TYPE* const state_at = p.conv_state + b * p.conv_b + d * WIDTH;
     TYPE* const x_at = p.xz + b * 2 * p.dim + d;
     float states[CONV_CHANNELS * WIDTH], x[CONV_CHANNELS];
-    load_numbers<CONV_VECTORS>(states, state_at);
-    load_numbers<CONV_VECTORS>(x, x_at);
+    load_numbers(states, state_at);
+    load_numbers(x, x_at);
 #pragma unroll
     for (int c = 0; c < CONV_CHANNELS; ++c) {
         float state[WIDTH], weight[WIDTH];
@@ -67,8 +91,8 @@ extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters
 #pragma unroll
         for (int k = 0; k < WIDTH; ++k) states[c * WIDTH + k] = state[k];
     }
-    store_numbers<CONV_VECTORS>(state_at, states);
-    store_numbers<CONV_VECTORS>(x_at, x);
+    store_numbers(state_at, states);
+    store_numbers(x_at, x);
 }
 
 // 8 numbers of a row of RANK, from column k on; zeros past its end.

@@ -25,6 +25,22 @@ INLINE float exp2_fast(float x) {
 #endif
 }
 
+INLINE float bits_to_float(uint32 bits) { return __uint_as_float(bits); }
+
+// 2^x for x up to 127, with additions and multiplications only, for where special functions are what binds: x = n + f with n
+// whole and |f| <= 1/2, a polynomial in f (Chebyshev interpolation, relative error 2e-7 in fp32), n added to its exponent.
+INLINE float exp2_by_parts(float x) {
+    x = fmaxf(x, -126.0f);
+    const float shifted = x + 12582912.0f;  // 1.5 * 2^23: its last bits are n
+    const float f = x - (shifted - 12582912.0f);
+    float p = fmaf(0.00133908634f, f, 0.00967603192f);
+    p = fmaf(p, f, 0.0555035711f);
+    p = fmaf(p, f, 0.240221075f);
+    p = fmaf(p, f, 0.693147188f);
+    p = fmaf(p, f, 1.00000008f);
+    return bits_to_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
+}
+
 INLINE float reciprocal(float x) {
 #ifdef EMULATED
     return 1.0f / x;
@@ -52,7 +68,6 @@ INLINE void prefetch(const void* p) {
 #endif
 }
 
-INLINE float bits_to_float(uint32 bits) { return __uint_as_float(bits); }
 
 INLINE float sigmoid(float x) { return reciprocal(1.0f + exp2_fast(-LOG2E * x)); }
 
@@ -155,8 +170,6 @@ INLINE void atomic_add_four(float* p, float4 v) {
                  : "memory");
 #endif
 }
-
-template <bool VALUE> struct Constant { static constexpr bool value = VALUE; };
 
 // K numbers that lie together, and that one instruction moves where they make 4, 8 or 16 bytes.
 template <typename T, int K> struct alignas(sizeof(T) * K > 16 ? 16 : sizeof(T) * K) Pack { T at[K]; };
@@ -264,99 +277,11 @@ INLINE void multiply_tiles_tf32(float (&c)[4], const uint32 (&a)[4], const uint3
 
 // Dynamic shared memory as a struct: the kernel declares it, and the host asks SHARED_BYTES how much it needs.
 #ifdef EMULATED
-#define DECLARE_SHARED(type) static type shared_pool[MOST_BLOCKS_OF_A_CLUSTER]
-#define SHARED_POOL(type) shared_pool[emulated_cluster_rank()]
+#define DECLARE_SHARED(type) static type shared_pool
+#define SHARED_POOL(type) shared_pool
 #else
 #define DECLARE_SHARED(type)                                    \
     extern "C" __device__ const int SHARED_BYTES = sizeof(type); \
-    extern __shared__ __align__(128) uint8 shared_pool[]
+    extern __shared__ __align__(16) uint8 shared_pool[]
 #define SHARED_POOL(type) (*reinterpret_cast<type*>(shared_pool))
 #endif
-
-// 16 bytes from device memory, or zeros where not `there`, to shared memory; `from` must be an address in any case. A
-// thread's copies up to close_copies() are a group; wait_for_copies<N>() waits for all of its groups but the last N.
-INLINE void copy_async(void* to, const void* from, bool there) {
-#ifdef EMULATED
-    if (there)
-        __builtin_memcpy(to, from, 16);
-    else
-        __builtin_memset(to, 0, 16);
-#else
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(uint32(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
-#endif
-}
-
-INLINE void close_copies() {
-#ifndef EMULATED
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-template <int N> INLINE void wait_for_copies() {
-#ifndef EMULATED
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-#endif
-}
-
-// Four 8 x 8 matrices of half precision from shared memory: lane i gives the address of row i % 8 of matrix i / 8, 16
-// bytes, and gets of each matrix row i / 4 at columns 2 (i % 4) and the next.
-INLINE void load_matrices(uint32 (&words)[4], const void* row) {
-#ifdef EMULATED
-    const int lane = threadIdx.x % 32;
-    for (int i = 0; i < 4; ++i)
-        words[i] = static_cast<const uint32*>(__shfl_sync(FULL_WARP, row, 8 * i + lane / 4))[lane % 4];
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(uint32(__cvta_generic_to_shared(row)))
-                 : "memory");
-#endif
-}
-
-// Blocks of a cluster, from sm_90 on: neighbours that run at the same time and read each other's shared memory.
-INLINE int cluster_rank() {
-#ifdef EMULATED
-    return emulated_cluster_rank();
-#elif __CUDA_ARCH__ >= 900
-    uint32 rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return int(rank);
-#else
-    return 0;
-#endif
-}
-
-// All threads of the cluster arrive, and then wait until all have.
-INLINE void cluster_arrive() {
-#if !defined(EMULATED) && __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-INLINE void cluster_wait() {
-#ifdef EMULATED
-    emulated_cluster_barrier();
-#elif __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// What another block of the cluster has where this one has `at` in its pool `mine` of shared memory.
-template <typename S> INLINE float4 load_from_block(const S& mine, const float4* at, int rank) {
-#ifdef EMULATED
-    return *reinterpret_cast<const float4*>(reinterpret_cast<const uint8*>(at) + (rank - cluster_rank()) * int64(sizeof(S)));
-#elif __CUDA_ARCH__ >= 900
-    uint32 there;
-    float4 v;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(uint32(__cvta_generic_to_shared(at))), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(there)
-                 : "memory");
-    return v;
-#else
-    return *at;
-#endif
-}

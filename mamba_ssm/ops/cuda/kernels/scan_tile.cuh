@@ -315,6 +315,12 @@ template <typename S> INLINE void store_states(float (*rows)[BC_ROW], const S& s
         if (S::mine(i)) store_pack<float, NS>(&rows[S::step(i)][(S::slot(i) * 2 + part) * NS], states.unit(i));
 }
 
+// The decay of step i, channel k, state n of a walk that needs states alone. It has so little else to do that the special
+// function unit binds: one in eight goes another way.
+INLINE float decay_of_state_walk(float exponent, int i, int k, int n) {
+    return n == 0 && i % 4 == 2 * k ? exp2_by_parts(exponent) : exp2_fast(exponent);
+}
+
 // Sums over the lanes that share a channel. In: for each of the lane's two channels K steps. Out: K * 2 / LANES sums a
 // lane, of its first channel, for the steps from first_step(K) on.
 template <int K> INLINE void sum_over_states(float (&v)[2][K], const Lane& me) {

@@ -219,7 +219,7 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
         __syncthreads();
 
         if (STATE_ONLY) {
-#pragma unroll 2
+#pragma unroll 4
             for (int t = TILE - 2; t >= 0; t -= 2) {
                 TwoSteps two;
                 two.load(shared, first, second, t);
@@ -230,7 +230,8 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     for (int k = 0; k < 2; ++k)
 #pragma unroll
                         for (int n = 0; n < NS; ++n) {
-                            dh[k][n] = fmaf(two.dy[i][k], C.at[n], dh[k][n]) * exp2_fast(two.dt[i][k] * A2[k][n]);
+                            const float decay = decay_of_state_walk(two.dt[i][k] * A2[k][n], t + i, k, n);
+                            dh[k][n] = fmaf(two.dy[i][k], C.at[n], dh[k][n]) * decay;
                             if (PACKED && resets >> (t + i) & 1) dh[k][n] = 0.0f;
                         }
                 }

@@ -169,8 +169,9 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                     group.x[i][k] = two.y, group.x[i + 1][k] = two.w;
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {
-                        group.decay[i][k][n] = exp2_fast(two.x * A2[k][n]);
-                        group.decay[i + 1][k][n] = exp2_fast(two.z * A2[k][n]);
+                        const float now = two.x * A2[k][n], later = two.z * A2[k][n];
+                        group.decay[i][k][n] = STATE_ONLY ? decay_of_state_walk(now, i, k, n) : exp2_fast(now);
+                        group.decay[i + 1][k][n] = STATE_ONLY ? decay_of_state_walk(later, i + 1, k, n) : exp2_fast(later);
                     }
                 }
             }
