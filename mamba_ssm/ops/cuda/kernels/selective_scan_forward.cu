@@ -66,23 +66,6 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
     const B_TYPE* B_at = StatesB::first(p.B + row * p.B_b + group * p.B_g + start * B_t, p.B_n, B_t);
     const C_TYPE* C_at = StatesC::first(p.C + row * p.C_b + group * p.C_g + start * C_t, p.C_n, C_t);
 
-    Own<U_TYPE, U_LAYOUT> u_next;
-    Own<DELTA_TYPE, DELTA_LAYOUT> delta_next;
-    Own<Z_TYPE, Z_LAYOUT> z_next;
-    StatesB B_next;
-    StatesC C_next;
-    bool began = false;
-    // Loads the tile from t0 on, and moves on.
-    auto fetch = [&](int64 t0) {
-        const int left = int(min(stop - t0, int64(TILE)));
-        u_next.load(p.u, u_at, me, left), u_at.move(TILE);
-        delta_next.load(p.delta, delta_at, me, left), delta_at.move(TILE);
-        B_next.load(B_at, p.B_n, B_t, left), B_at += TILE * B_t;
-        if (STATE_ONLY) return;
-        if (HAS_Z) z_next.load(p.z, z_at, me, left), z_at.move(TILE);
-        C_next.load(C_at, p.C_n, C_t, left), C_at += TILE * C_t;
-    };
-    fetch(start);
 
     float bias[OWN_C], skip[OWN_C], dt_sum[OWN_C];
 #pragma unroll
@@ -118,6 +101,23 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
                                   p.carry[j * p.dim * STATES + state_at[k] + n];
             }
 
+    Own<U_TYPE, U_LAYOUT> u_next;
+    Own<DELTA_TYPE, DELTA_LAYOUT> delta_next;
+    Own<Z_TYPE, Z_LAYOUT> z_next;
+    StatesB B_next;
+    StatesC C_next;
+    bool began = false;
+    // Loads the tile from t0 on, and moves on.
+    auto fetch = [&](int64 t0) {
+        const int left = int(min(stop - t0, int64(TILE)));
+        u_next.load(p.u, u_at, me, left), u_at.move(TILE);
+        delta_next.load(p.delta, delta_at, me, left), delta_at.move(TILE);
+        B_next.load(B_at, p.B_n, B_t, left), B_at += TILE * B_t;
+        if (STATE_ONLY) return;
+        if (HAS_Z) z_next.load(p.z, z_at, me, left), z_at.move(TILE);
+        C_next.load(C_at, p.C_n, C_t, left), C_at += TILE * C_t;
+    };
+    fetch(start);
     for (int64 t0 = start; t0 < stop; t0 += TILE) {
         if (STATE_ONLY)
             store_states(shared.BC, B_next, 0);
@@ -247,4 +247,4 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
 // What each chunk but the last adds to the state, from a state of zero.
 extern "C" __global__ void __launch_bounds__(THREADS) scan_chunks(const Parameters p) { scan<true>(p); }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Parameters p) { scan<false>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) scan_forward(const Parameters p) { scan<false>(p); }
