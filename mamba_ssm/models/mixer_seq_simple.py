@@ -18,9 +18,8 @@ from mamba_ssm.esi.mixin import ESIMixin
 from mamba_ssm.esi.module import ESI
 from mamba_ssm.models import checkpoint
 from mamba_ssm.models.config_mamba import MambaConfig
-from mamba_ssm.modules.block import Block, add_norm, is_fused_step
+from mamba_ssm.modules.block import Block, add_norm
 from mamba_ssm.modules.mamba_simple import Mamba, MambaState
-from mamba_ssm.ops.block_step import norm_head
 from mamba_ssm.ops.layer_norm import RMSNorm
 from mamba_ssm.utils.generation import GenerationMixin
 
@@ -262,31 +261,8 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
             if self.esi is not None:
                 mixer_kwargs["inference_params"] = inference_params
                 return CausalLMOutput(self.forward_injected(input_ids, runs, num_last_tokens, **mixer_kwargs), hits)
-        if self._is_step(input_ids, inference_params, mixer_kwargs):
-            return CausalLMOutput(self._step(input_ids, inference_params, mixer_kwargs), hits)
         hidden_states = self.backbone(input_ids, inference_params=inference_params, **mixer_kwargs)
         return CausalLMOutput(self.lm_head(hidden_states[:, -num_last_tokens:]), hits)
-
-    def _is_step(self, input_ids: Tensor, params: InferenceParams | None, mixer_kwargs: dict[str, Any]) -> bool:
-        """Whether the last norm and the head of this call are one op, as each of its blocks is."""
-        head = self.lm_head
-        return (
-            self.backbone.fused_add_norm
-            and type(head) is nn.Linear  # no adapter put in its place
-            and head.bias is None
-            and is_fused_step(input_ids.shape[1], head.weight, params, mixer_kwargs)
-        )
-
-    def _step(self, input_ids: Tensor, params: InferenceParams | None, mixer_kwargs: dict[str, Any]) -> Tensor:
-        """forward() for one token, (B, 1) -> (B, 1, V)."""
-        hidden_states, residual = self.backbone.forward_layers(
-            self.backbone.embedding(input_ids), inference_params=params, **mixer_kwargs
-        )
-        norm: Any = self.backbone.norm_f
-        head: Any = self.lm_head
-        last, before = hidden_states[:, 0], None if residual is None else residual[:, 0]
-        logits = norm_head(last, before, norm.weight, norm.bias, head.weight, norm.eps, isinstance(norm, RMSNorm))
-        return logits.unsqueeze(1)
 
     @classmethod
     def from_pretrained(

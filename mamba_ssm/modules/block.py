@@ -36,22 +36,6 @@ def add_norm(
     return normed, residual.float() if residual_in_fp32 else residual
 
 
-def is_fused_step(tokens: int, weight: Tensor, params: InferenceParams | None, mixer_kwargs: dict[str, Any]) -> bool:
-    """Whether `tokens` is one that continues a cache, without gradients, where a back-end has ops/block_step.py fused.
-
-    ``weight`` tells device and dtype.
-    """
-    return (
-        params is not None
-        and tokens == 1
-        and params.seqlen_offset > 0
-        and all(value is None or value is False for value in mixer_kwargs.values())
-        and not torch.is_grad_enabled()
-        and backend.choose("block_step", weight.device, weight.dtype).backend == "cuda"
-        and not torch.is_autocast_enabled(weight.device.type)
-    )
-
-
 class Block(nn.Module):
     """(hidden, residual) -> (mixer(norm(hidden + residual)), hidden + residual).
 
@@ -107,11 +91,16 @@ class Block(nn.Module):
         from mamba_ssm.modules.mamba_simple import Mamba
 
         return (
-            self.fused_add_norm
+            hidden_states.shape[1] == 1
+            and params.seqlen_offset > 0
+            and self.fused_add_norm
             and self.mlp is None
             and isinstance(self.mixer, Mamba)
+            and all(value is None or value is False for value in mixer_kwargs.values())
+            and not torch.is_grad_enabled()
             and hidden_states.dtype == self.mixer.in_proj.weight.dtype
-            and is_fused_step(hidden_states.shape[1], self.mixer.in_proj.weight, params, mixer_kwargs)
+            and backend.choose("block_step", hidden_states.device, hidden_states.dtype).backend == "cuda"
+            and not torch.is_autocast_enabled(hidden_states.device.type)
         )
 
     def _step(self, hidden_states: Tensor, residual: Tensor | None, params: InferenceParams) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One token through a whole Mamba block, and through the head: the doors. Shapes: see ops/reference/block_step.py."""
+"""One token through a whole Mamba block: the door. Shapes: see ops/reference/block_step.py."""
 
 from torch import Tensor
 
@@ -50,10 +50,3 @@ def block_step(
         is_rms_norm,
         residual_in_fp32,
     )
-
-
-def norm_head(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, head: Tensor, eps: float, rms: bool
-) -> Tensor:
-    """hidden + residual (B, M), normalised, to logits (B, V) in hidden's dtype; without gradients."""
-    return backend.module("block_step", hidden).norm_head(hidden, residual, weight, bias, head, eps, rms)

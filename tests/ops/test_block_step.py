@@ -6,17 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mamba_ssm import MambaLMHeadModel
-from mamba_ssm.models import mixer_seq_simple
-from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.modules import block as block_module
 from mamba_ssm.modules.block import Block
 from mamba_ssm.modules.mamba_simple import Mamba
 from mamba_ssm.ops import backend
-from mamba_ssm.ops.block_step import block_step, norm_head
+from mamba_ssm.ops.block_step import block_step
 from mamba_ssm.ops.layer_norm import RMSNorm
 from mamba_ssm.ops.reference.block_step import block_step as reference
-from mamba_ssm.ops.reference.block_step import norm_head as reference_head
 from mamba_ssm.utils.generation import InferenceParams
 
 
@@ -147,84 +143,3 @@ def test_a_batch_may_own_some_rows_of_the_cache(fused):
     for start, stop in ((0, 2), (2, 5)):
         again.batch_size_offset = start
         torch.testing.assert_close(block(x[start:stop, 1:], None, again)[0], whole[start:stop])
-
-
-@pytest.fixture
-def heads(fused, monkeypatch):
-    """The model believes in that back-end too: the shapes that its last norm and head were called with as one op."""
-    calls = []
-
-    def answer(hidden, *args):
-        calls.append(hidden.shape)
-        return reference_head(hidden, *args)
-
-    monkeypatch.setattr(mixer_seq_simple, "norm_head", answer)
-    return calls
-
-
-def model(**config):
-    config = {"vocab_size": 30, "pad_vocab_size_multiple": 1, "rms_norm": True, "residual_in_fp32": True, **config}
-    made = MambaLMHeadModel(MambaConfig(d_model=12, n_layer=2, **config)).eval()
-    with torch.no_grad():
-        for parameter in made.backbone.norm_f.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return made
-
-
-def read(lm, ids, lengths, **how):
-    params, parts = InferenceParams(20, ids.shape[0]), []
-    for chunk in ids.split(lengths, dim=1):
-        parts.append(lm(chunk, inference_params=params, **how).logits)
-        params.seqlen_offset += chunk.shape[1]
-    return parts
-
-
-@pytest.mark.parametrize("config", [{}, {"rms_norm": False}, {"tie_embeddings": False, "residual_in_fp32": False}])
-def test_a_model_takes_norm_and_head_as_one_op_where_its_blocks_are_one(fused, heads, config):
-    lm, ids = model(**config), torch.randint(0, 30, (3, 6))
-    with torch.no_grad():
-        (whole,) = read(lm, ids, [6])
-        assert not heads
-        torch.testing.assert_close(torch.cat(read(lm, ids, [1, 2, 1, 1, 1]), 1), whole)
-        assert heads == [(3, 12)] * 3
-        assert read(lm, ids, [5, 1], num_last_tokens=1, attention_mask=None)[-1].shape == (3, 1, 30)
-        assert len(heads) == 4
-
-
-def test_where_a_block_is_not_one_op_neither_is_the_head(fused, heads):
-    lm, ids = model(), torch.randint(0, 30, (3, 2))
-    first, second = ids.split(1, dim=1)
-    params = InferenceParams(20, 3)
-    with torch.no_grad():
-        lm(first, inference_params=params)
-        params.seqlen_offset = 1
-        lm(second)
-        lm(second, inference_params=params, attention_mask=torch.ones(3, 1, dtype=torch.bool))
-        with torch.autocast("cpu", torch.bfloat16):
-            lm(second, inference_params=params)
-    lm(second, inference_params=params).logits.sum().backward()
-    apart = model(fused_add_norm=False)
-    with torch.no_grad():
-        read(apart, ids, [1, 1])
-        assert not heads
-        assert not fused
-        lm.lm_head = nn.Sequential(lm.lm_head, nn.Identity())  # as an adapter would
-        read(lm, ids, [1, 1])
-        assert not heads
-        assert len(fused) == 2
-
-
-@pytest.mark.parametrize("function", [norm_head, reference_head])
-@pytest.mark.parametrize("norm", [RMSNorm, nn.LayerNorm])
-@pytest.mark.parametrize("residual", [None, torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_norm_and_head_are_the_norm_and_the_head(function, norm, residual):
-    before, head = norm(12), torch.randn(30, 12)
-    for parameter in before.parameters():
-        parameter.add_(torch.randn(12) * 0.3)
-    hidden, added = torch.randn(3, 12), None if residual is None else torch.randn(3, 12).to(residual)
-    want = before(hidden if added is None else hidden + added.float()) @ head.T
-    got = function(hidden, added, before.weight, before.bias, head, before.eps, norm is RMSNorm)
-    torch.testing.assert_close(got, want)
-    half = [None if t is None else t.bfloat16() for t in (hidden, added, before.weight, before.bias, head)]
-    assert function(*half, before.eps, norm is RMSNorm).dtype == torch.bfloat16

@@ -1,8 +1,7 @@
 """One token through a whole Mamba block on an NVIDIA GPU: kernels/block_step.cu and block_step_state.cu tell how.
 
 A few rows: four kernels, whose time is that of reading the weights. More: PyTorch's matrix products, and our kernels
-between them. The last norm and the head of a few rows are one more such kernel. Letters: B batch, M model width,
-D inner channels, N state, W width of the convolution, R rank of delta, V vocabulary.
+between them. Letters: B batch, M model width, D inner channels, N state, W width of the convolution, R rank of delta.
 """
 
 from __future__ import annotations
@@ -99,17 +98,6 @@ def block_step(
     states.convolve()
     selected = F.linear(xz[:, : mixer.D.shape[0]], mixer.x_weight)
     return F.linear(states.update(selected), mixer.out_weight, mixer.out_bias), stream
-
-
-def norm_head(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, head: Tensor, eps: float, rms: bool
-) -> Tensor:
-    """Shapes and results are the reference's, without gradients: one kernel for a few rows, else a norm and PyTorch."""
-    whole = all(w is None or w.is_contiguous() for w in (weight, bias, head))
-    if hidden.shape[0] > FEW_ROWS.get(hidden.dtype, 0) or head.dtype != hidden.dtype or not whole:
-        return F.linear(layer_norm_fn(hidden, weight, bias, residual, eps, is_rms_norm=rms), head)
-    residual = None if residual is None else residual.contiguous()
-    return _project(hidden.contiguous(), head, None, norm=_Norm(weight, bias, eps, rms), residual=residual)
 
 
 def _few_rows(
@@ -222,8 +210,6 @@ def _tile(batch: int, inputs: int, outputs: int, vector: int, processors: int) -
         rows //= 2
     threads = -(-max(threads, rows * batch) // 32) * 32
     groups = 1 if crowded else max(1, outputs // rows // (4 * processors))
-    if groups > 8:  # a head: the few blocks beyond whole rounds would run by themselves
-        groups += 1
     return _Tile(vector, chunks, threads, rows, groups)
 
 

@@ -1,6 +1,6 @@
-"""One token through a whole Mamba block, and through the head, in plain PyTorch.
+"""One token through a whole Mamba block, in plain PyTorch.
 
-Letters: B batch, M model width, V vocabulary, D inner channels, N state, W width of the convolution, R rank of delta.
+Letters: B batch, M model width, D inner channels, N state, W width of the convolution, R rank of delta.
 """
 
 import torch
@@ -62,11 +62,3 @@ def block_step(
     A = -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
     y = selective_state_update(ssm_state, x, dt, A, B, C, D, z, dt_proj_bias, dt_softplus=True)
     return F.linear(y, out_proj_weight, out_proj_bias), stream
-
-
-def norm_head(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, head: Tensor, eps: float, rms: bool
-) -> Tensor:
-    """hidden + residual (B, M), normalised as by `layer_norm_fn`, times head (V, M): logits (B, V)."""
-    normed, _ = layer_norm_fn(hidden, weight, bias, residual, eps, True, is_rms_norm=rms)
-    return F.linear(normed, head)

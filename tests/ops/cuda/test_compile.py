@@ -98,8 +98,6 @@ def steps(dtype: torch.dtype) -> None:
             tensor(M, D, dtype=dtype),
             None,
         )
-        head = tensor(5000, M, dtype=dtype)
-        block_step.norm_head(tensor(batch, M, dtype=dtype), tensor(batch, M), tensor(M), None, head, 1e-5, True)
 
 
 def heads(dtype: torch.dtype) -> None:

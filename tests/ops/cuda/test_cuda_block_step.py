@@ -5,9 +5,8 @@ import torch
 from checks import rand
 
 from mamba_ssm.errors import BackendError
-from mamba_ssm.ops.cuda.block_step import block_step, norm_head
+from mamba_ssm.ops.cuda.block_step import block_step
 from mamba_ssm.ops.reference.block_step import block_step as reference
-from mamba_ssm.ops.reference.block_step import norm_head as reference_head
 
 # Relative error of the norm: fp32 sums, and half precision between the kernels.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -166,47 +165,6 @@ def test_what_it_cannot_take_is_refused(device):
         block_step(rand(2, 32, dtype=torch.float16, device=device), None, kept, halves, *weights)
 
 
-def compare_heads(device, rows, width, vocabulary, dtype, residual=torch.float32, rms=True, fixed=None):
-    torch.manual_seed(0)
-    head = (rand(vocabulary, width) * width**-0.5).to(dtype).to(device)
-    scale, bias = rand(width, dtype=fixed or dtype, device=device, shift=1.0), None
-    if not rms:
-        bias = rand(width, dtype=fixed or dtype, device=device)
-    hidden = rand(rows, width, dtype=dtype, device=device)
-    before = None if residual is None else rand(rows, width, dtype=residual, device=device)
-    exact = [None if t is None else t.double() for t in (hidden, before, scale, bias, head)]
-    with torch.no_grad():
-        logits, want = norm_head(hidden, before, scale, bias, head, 1e-5, rms), reference_head(*exact, 1e-5, rms)
-    assert (logits.dtype, logits.shape) == (dtype, (rows, vocabulary))
-    error = (logits.double() - want).norm() / want.norm()
-    assert error < TOLERANCE[dtype], f"relative error {error:.1e}"
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_norm_and_head(device, rows, dtype):
-    compare_heads(device, rows, 40, 1001, dtype)
-    compare_heads(device, rows, 37, 203, dtype, residual=dtype, rms=False)
-    compare_heads(device, rows, 776, 50, dtype, residual=None, fixed=torch.float32)
-
-
-@pytest.mark.parametrize("rms", [True, False])
-def test_a_head_changes_nothing_that_it_reads(device, rms):
-    given = [
-        rand(2, 40, dtype=torch.float16, device=device),
-        rand(2, 40, device=device),
-        rand(40, dtype=torch.float16, device=device),
-        None if rms else rand(40, dtype=torch.float16, device=device),
-        rand(70, 40, dtype=torch.float16, device=device),
-    ]
-    kept = [None if t is None else t.clone() for t in given]
-    logits = norm_head(*given, 1e-5, rms)
-    assert all(a is b is None or torch.equal(a, b) for a, b in zip(given, kept, strict=True))
-    apart = [given[0].repeat(1, 2)[:, :40], given[1].t().contiguous().t(), *given[2:4], given[4].t().contiguous().t()]
-    torch.testing.assert_close(norm_head(*apart[:4], given[4], 1e-5, rms), logits, rtol=0, atol=0)
-    torch.testing.assert_close(norm_head(*apart, 1e-5, rms), logits, rtol=5e-3, atol=5e-3)
-
-
 PUBLISHED = {"130m": (768, 1536, 48), "2.8b": (2560, 5120, 160)}
 
 
@@ -217,14 +175,6 @@ PUBLISHED = {"130m": (768, 1536, 48), "2.8b": (2560, 5120, 160)}
 def test_published_sizes(device, rows, name, dtype):
     width, channels, rank = PUBLISHED[name]
     compare(device, rows, width, channels, rank=rank, dtype=dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 2, 4, 8, 9])
-@pytest.mark.parametrize("width", [768, 2560])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_published_heads(device, rows, width, dtype):
-    compare_heads(device, rows, width, 50280, dtype)
 
 
 @pytest.mark.gpu
