@@ -20,8 +20,9 @@ from mamba_ssm.ops.cuda import compiler
 from mamba_ssm.ops.cuda.layout import multiprocessors, pointer
 from mamba_ssm.ops.layer_norm import layer_norm_fn
 
-# Up to here a matrix-vector product for all rows at once; beyond it their inputs would not fit into registers.
-FEW_ROWS = {torch.float32: 4, torch.float16: 8, torch.bfloat16: 8}
+# Up to FEW_ROWS a matrix-vector product for all rows at once; in half precision twice as many, if M and D are at most
+# NARROW: with wider ones cuBLAS wins.
+FEW_ROWS, NARROW = 4, 2048
 NO_NORM, RMS_NORM, LAYER_NORM = 0, 1, 2
 
 
@@ -88,7 +89,8 @@ def block_step(
     if not (conv_state[0].is_contiguous() and ssm_state[0].is_contiguous()):
         raise BackendError("The CUDA step updates states in place: rows of a contiguous tensor, not other slices.")
     norm = _Norm(norm_weight, norm_bias, eps, is_rms_norm)
-    if hidden.shape[0] <= FEW_ROWS[dtype]:
+    narrow = dtype != torch.float32 and max(hidden.shape[1], D.shape[0]) <= NARROW
+    if hidden.shape[0] <= (2 * FEW_ROWS if narrow else FEW_ROWS):
         return _few_rows(hidden, residual, conv_state, ssm_state, norm, mixer, residual_in_fp32)
     normed, stream = layer_norm_fn(
         hidden, norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm=is_rms_norm
@@ -138,7 +140,7 @@ def _project(
     stream: Tensor | None = None,
     convolution: tuple[Tensor, Tensor, Tensor | None] | None = None,
 ) -> Tensor:
-    """x (B, I) -> weight x + bias (B, O), B at most FEW_ROWS of its dtype; norm and convolution before and after it.
+    """x (B, I) -> weight x + bias (B, O), B at most 8; norm and convolution before and after it.
 
     ``stream`` is where x + residual goes; the convolution's state, weight and bias belong to the first D outputs.
     """
@@ -203,13 +205,12 @@ def _tile(batch: int, inputs: int, outputs: int, vector: int, processors: int) -
     pieces = -(-inputs // vector)
     chunks = -(-pieces // (640 if batch > 2 and vector == 8 else 352))
     threads = -(-pieces // chunks)
-    crowded = batch == 8 and threads > 512  # 96 registers a thread, 64 of them for x
-    rows = max(1, (8 if batch <= 2 else 2 if crowded else 4) // chunks)
+    rows = max(1, (8 if batch <= 2 else 4) // chunks)
     rows = 1 << rows.bit_length() - 1
     while rows > 1 and outputs < rows * processors * 5 // 2:  # blocks of unequal number on the multiprocessors
         rows //= 2
     threads = -(-max(threads, rows * batch) // 32) * 32
-    groups = 1 if crowded else max(1, outputs // rows // (4 * processors))
+    groups = max(1, outputs // rows // (4 * processors))
     return _Tile(vector, chunks, threads, rows, groups)
 
 
