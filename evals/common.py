@@ -119,7 +119,10 @@ def show(name: str, value: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    """A path inside the repository without where that lies."""
+    if not isinstance(value, Path):
+        return value
+    return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
 
 
 def _version(package: str) -> str | None:
