@@ -39,10 +39,8 @@ def _library(file: str, constants: tuple[tuple[str, int | str | bool], ...]) -> 
     defines = [f"-D{k}={int(v) if isinstance(v, bool) else v}" for k, v in constants]
     # -fno-gnu-unique: else all libraries would have one and the same shared memory of an inline function.
     flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-fno-gnu-unique", "-shared", f"-I{HERE}", f"-I{SOURCES}"]
-    flags += [
-        "-fsanitize=alignment",
-        "-fno-sanitize-recover",
-    ]  # a GPU faults where a vector is misaligned, a CPU does not
+    # A GPU faults where a vector is misaligned, a CPU does not.
+    flags += ["-fsanitize=alignment", "-fno-sanitize-recover"]
     texts = [path.read_text() for path in (HERE / "emulator.h", *sorted(SOURCES.glob("*.cuh")))]
     key = hashlib.sha256(repr((whole, text, texts, flags, defines)).encode()).hexdigest()
     built = Path(tempfile.gettempdir()) / f"emulated-{key[:24]}.so"

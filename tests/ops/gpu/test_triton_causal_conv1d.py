@@ -1,6 +1,7 @@
 import pytest
 import torch
-from triton_checks import DEVICE, TOLERANCE, check, laid_out, rand
+from checks import check, laid_out
+from triton_checks import DEVICE, TOLERANCE, rand
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_update

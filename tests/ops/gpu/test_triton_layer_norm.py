@@ -1,6 +1,7 @@
 import pytest
 import torch
-from triton_checks import TOLERANCE, check, rand
+from checks import check
+from triton_checks import TOLERANCE, rand
 
 from mamba_ssm.ops.gpu import layer_norm as gpu
 from mamba_ssm.ops.reference import layer_norm as reference

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from triton_checks import DEVICE, TOLERANCE, check, laid_out, rand
+from checks import check, laid_out
+from triton_checks import DEVICE, TOLERANCE, rand
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.gpu import selective_scan as gpu

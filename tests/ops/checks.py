@@ -1,4 +1,4 @@
-"""Comparing a CUDA kernel with the reference in float64, values and gradients."""
+"""Comparing a kernel with the reference in float64, values and gradients."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,9 +10,11 @@ from torch import Tensor
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 
 
-def rand(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu", shift: float = 0.0) -> Tensor:
+def rand(
+    *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu", scale: float = 1.0, shift: float = 0.0
+) -> Tensor:
     """Normal numbers that dtype holds exactly, so that the reference sees the same ones."""
-    return (torch.randn(shape) + shift).to(dtype).to(device)
+    return (torch.randn(shape) * scale + shift).to(dtype).to(device)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -26,13 +28,17 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def check(
-    fast: Callable[..., Any], reference: Callable[..., Any], inputs: Sequence[Tensor | None], tolerance: float
+    fast: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    tolerance: float,
+    **options: Any,
 ) -> None:
-    """Outputs and all gradients of fast(*inputs) against reference(*inputs) in float64."""
+    """Outputs and all gradients of fast(*inputs, **options) against reference in float64."""
 
     def run(function: Callable[..., Any], convert: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         leaves = [None if m is None else convert(m.detach()).requires_grad_() for m in inputs]
-        outputs = function(*leaves)
+        outputs = function(*leaves, **options)
         outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
         torch.manual_seed(1)
         seeds = [torch.randn(o.shape).to(torch.bfloat16).to(o.device) for o in outputs]
