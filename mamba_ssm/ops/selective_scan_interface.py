@@ -13,6 +13,8 @@ from mamba_ssm.ops.reference.selective_scan import selective_scan_fn as selectiv
 
 __all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
 
+MOST_STATES = 256  # of the kernels
+
 
 def selective_scan_fn(
     u: Tensor,
@@ -40,7 +42,7 @@ def selective_scan_fn(
 
 def _not_taken(A: Tensor, B: Tensor, C: Tensor, seq_idx: Tensor | None) -> frozenset[str]:
     """The back-ends that do not take a scan of these."""
-    wide = A.shape[1] > 256
+    wide = A.shape[1] > MOST_STATES
     lacks = {"cuda": wide or B.dim() == 2 or C.dim() == 2, "triton": wide or seq_idx is not None}
     return frozenset(name for name, lack in lacks.items() if lack)
 
@@ -76,7 +78,7 @@ def mamba_inner_fn(
         (B, L, E).
     """
     made = B is None and C is None and B_proj_bias is None and C_proj_bias is None and not A.is_complex()
-    if made and conv1d_weight.shape[-1] > 1 and _trains_on_cuda(xz, conv1d_weight, A):
+    if made and _trains_on_cuda(xz, conv1d_weight, A):
         from mamba_ssm.ops.cuda.mamba_inner import mamba_inner_fn as fused
 
         weights = (conv1d_weight.squeeze(1), conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight)
@@ -100,8 +102,8 @@ def _trains_on_cuda(xz: Tensor, conv1d_weight: Tensor, A: Tensor) -> bool:
     """Whether this call wants gradients, and the CUDA back-end has all its parts: then one function keeps less."""
     return (
         torch.is_grad_enabled()
-        and conv1d_weight.shape[-1] <= 4
-        and A.shape[1] <= 256
+        and 2 <= conv1d_weight.shape[-1] <= 4
+        and A.shape[1] <= MOST_STATES
         and backend.choose("selective_scan", xz.device, xz.dtype).backend == "cuda"
     )
 

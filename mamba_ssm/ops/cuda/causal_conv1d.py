@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import compiler
-from mamba_ssm.ops.cuda.layout import channel_last, empty_like_layout, multiprocessors, pointer, strides, vectors
+from mamba_ssm.ops.cuda.layout import multiprocessors, pointer, signature, strides
+from mamba_ssm.ops.layout import channel_last, empty_like_layout
 
 WIDTHS = (2, 3, 4)
 WARPS = 4  # of a block
@@ -93,7 +94,7 @@ class _Launch:
         last = channel_last(x)
         axis, fewest = (1, 1) if last else (2, 4)
         vector = BYTES[last] // x.element_size()
-        while not (fit := x.shape[axis] % vector == 0 and all(vectors(m, axis, vector) for m in tensors)):
+        while not (fit := x.shape[axis] % vector == 0 and all(signature(m).vectors(axis, vector) for m in tensors)):
             if vector == fewest:
                 break
             vector //= 2

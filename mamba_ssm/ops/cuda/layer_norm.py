@@ -257,10 +257,7 @@ def backward(
 
 def _aligned(pointers: tuple[int, ...]) -> bool:
     """Whether all can be loaded in vectors of 16 bytes."""
-    together = 0
-    for address in pointers:
-        together |= address
-    return together % 16 == 0
+    return all(address % 16 == 0 for address in pointers)
 
 
 class _Norm(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""How a (B, D, L) tensor lies in memory, and which vectors a kernel may load of it."""
+"""What a kernel is told of a tensor, and which vectors it may load of it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-def channel_last(x: Tensor) -> bool:
-    """Whether neighbouring channels of x (B, D, L) are nearer in memory than neighbouring steps."""
-    return x.stride(1) <= x.stride(2)
-
-
-def empty_like_layout(x: Tensor) -> Tensor:
-    """Unwritten dense tensor of x's shape (B, D, L) whose fastest axis is x's."""
-    if channel_last(x):
-        return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
-    return x.new_empty(x.shape)
-
-
-def vectors(x: Tensor, axis: int, count: int) -> bool:
-    """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere."""
-    return signature(x).vectors(axis, count)
 
 
 class Signature(NamedTuple):
@@ -34,7 +17,7 @@ class Signature(NamedTuple):
     misaligned: int  # bytes after a multiple of 16
 
     def vectors(self, axis: int, count: int) -> bool:
-        """As `vectors`."""
+        """Whether `count` neighbours along `axis`, from a multiple of `count` on, can be loaded at once, everywhere."""
         aligned = min(16, count * self.dtype.itemsize)
         others = [s for i, (s, n) in enumerate(zip(self.stride, self.shape, strict=True)) if i != axis and n > 1]
         return (

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import compiler
-from mamba_ssm.ops.cuda.layout import Signature, empty_like_layout, multiprocessors, pointer, signature
+from mamba_ssm.ops.cuda.layout import Signature, multiprocessors, pointer, signature
+from mamba_ssm.ops.layout import empty_like_layout
 
 MAX_STATES = 256
 WARPS = 4  # of a block: as many as a multiprocessor has schedulers, so that each gets its share

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError
-from mamba_ssm.ops.gpu.launch import channel_last, empty_like_layout, on_device
+from mamba_ssm.ops.gpu.launch import on_device
+from mamba_ssm.ops.layout import channel_last, empty_like_layout
 
 # ruff: noqa: SIM102
 # mypy: disable-error-code="assignment,var-annotated"

@@ -1,4 +1,4 @@
-"""What every Triton kernel here needs from the host: where it runs, how large a grid fills the chip, output layouts."""
+"""What every Triton kernel here needs from the host: where it runs, and how large a grid fills the chip."""
 
 import contextlib
 from typing import Any
@@ -31,20 +31,6 @@ def target_programs(x: torch.Tensor, warps_per_program: int) -> int:
     if not x.is_cuda:
         return 8
     return torch.cuda.get_device_properties(x.device).multi_processor_count * 16 // warps_per_program
-
-
-def channel_last(x: torch.Tensor) -> bool:
-    """Whether neighbouring channels of x (B, D, L) are nearer in memory than neighbouring time steps."""
-    return x.stride(1) <= x.stride(2)
-
-
-def empty_like_layout(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Unwritten dense tensor of x's shape (B, D, L) whose fastest axis is x's."""
-    b, d, length = x.shape
-    dtype = dtype or x.dtype
-    if channel_last(x):
-        return torch.empty(b, length, d, dtype=dtype, device=x.device).transpose(1, 2)
-    return torch.empty(b, d, length, dtype=dtype, device=x.device)
 
 
 def _let_interpreter_take_range() -> None:

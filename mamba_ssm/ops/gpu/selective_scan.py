@@ -10,8 +10,9 @@ import triton
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError
-from mamba_ssm.ops.gpu.launch import BLOCK_D, empty_like_layout, on_device, target_programs
+from mamba_ssm.ops.gpu.launch import BLOCK_D, on_device, target_programs
 from mamba_ssm.ops.gpu.selective_scan_kernels import chunk_carry_kernel, scan_backward_kernel, scan_forward_kernel
+from mamba_ssm.ops.layout import empty_like_layout
 
 MAX_STATES = 256
 # Steps unrolled at once. The backward keeps a tile's states in registers: more than 4 steps of 16 states spill.
