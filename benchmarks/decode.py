@@ -10,7 +10,6 @@ bandwidth measured in the same run; "original" is the original package's step on
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from timing import machine
+from timing import machine, write
 
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
@@ -173,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             "copy_bytes_per_second": copy,
             "steps": rows,
         }
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        write(args.out, found)
     return 0 if all(row["correct"] for row in rows) else 1
 
 

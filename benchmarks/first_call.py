@@ -7,7 +7,6 @@ one step of 1 x 2,048 tokens in bf16 with parameters in fp32. Reported: the firs
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from timing import machine
+from timing import machine, write
 
 
 def infer(model: torch.nn.Module, ids: torch.Tensor) -> None:
@@ -44,9 +43,7 @@ def seconds(work: str) -> float:
     from mamba_ssm.models.config_mamba import MambaConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    config = MambaConfig(
-        d_model=768, n_layer=24, vocab_size=50277, rms_norm=True, residual_in_fp32=True, fused_add_norm=True
-    )
+    config = MambaConfig.published("mamba-130m")
     dtype = torch.float16 if work == "infer" else torch.float32
     model = MambaLMHeadModel(config, device="cuda", dtype=dtype)
     ids = torch.randint(0, 50277, (1, 2048), device="cuda")
@@ -85,7 +82,7 @@ def main() -> None:
                 rows.append({"work": work, "kept_on_disk": kept, "seconds": float(run.stdout)})
                 print(f"{work}, {'kept on disk' if kept else 'nothing kept'}: {rows[-1]['seconds']:.2f} s", flush=True)
     if args.out:
-        args.out.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+        write(args.out, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":

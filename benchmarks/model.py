@@ -16,12 +16,12 @@ prefill: weights in fp16, logits of the last token. Short inputs also as a CUDA 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).parent))
-from timing import machine
+from timing import machine, write
 
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
@@ -174,10 +174,7 @@ def train(sizes: Sizes, device: str, profile: Path | None) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
         for (_, batch, length), peer in shapes.items():
             ids = random_ids(model, batch, length + 1, device)
-
-            def step(ids: Tensor = ids) -> None:
-                train_step(model, optimizer, ids)  # noqa: B023 called in this turn only
-
+            step = partial(train_step, model, optimizer, ids)
             with peak_memory(device) as memory:
                 taken = milliseconds(step, device, sizes.repeats)
             flops = 6 * matrix_parameters(model) * batch * length
@@ -322,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
             right = right and all(c["correct"] for c in found["checks"])
             if args.out:
                 report = {**machine(), "backends": backends, "repeats": sizes.repeats, **found}
-                (args.out / f"model_{part}.json").write_text(json.dumps(report, indent=1) + "\n")
+                write(args.out / f"model_{part}.json", report)
     return 0 if right else 1
 
 

@@ -1,18 +1,32 @@
-"""What the benchmarks of GPU kernels share: times from CUDA events, the copy bandwidth, a record of the machine."""
+"""What the benchmarks of GPU kernels share: checks, times from CUDA events, the copy bandwidth, files of results."""
 
 import datetime
+import json
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 HOST_CYCLES = 4_000_000  # of the device's clock, about 2 ms: what the host may take to launch one piece of work
+
+
+@torch.no_grad()
+def agree(what: str, names: Sequence[str], got: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether the norms of all relative errors are below `tolerance`; prints them. exact: fp64."""
+    errors = {
+        name: float((g.double() - want).norm() / want.norm()) for name, g, want in zip(names, got, exact, strict=True)
+    }
+    right = all(e < tolerance for e in errors.values())
+    told = " ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    print(f"{'ok   ' if right else 'WRONG'} {what}: {told}", flush=True)
+    return right
 
 
 def milliseconds(work: Callable[[], Any], repeats: int = 20) -> float:
@@ -55,6 +69,14 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write a report as JSON; an interruption leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _commit() -> str | None:

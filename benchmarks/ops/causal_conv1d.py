@@ -10,7 +10,6 @@ in, out out; backward: x and dout in, dx out) over the copy bandwidth measured i
 
 import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import copy_bandwidth, machine, milliseconds
+from timing import agree, copy_bandwidth, machine, milliseconds, write
 
 from mamba_ssm.ops.cuda.causal_conv1d import backward, causal_conv1d_fn, forward
 from mamba_ssm.ops.reference.causal_conv1d import causal_conv1d_fn as reference
@@ -57,14 +56,7 @@ def check(shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> bool:
         inputs = [m.detach().requires_grad_() for m in inputs]
         out = function(*inputs, activation="silu")
         results.append([out.detach(), *torch.autograd.grad(out, inputs, dout.to(out.dtype))])
-    errors = {
-        name: float((got.double() - want).norm() / want.norm())
-        for name, got, want in zip(("out", "x", "weight", "bias"), *results, strict=True)
-    }
-    right = all(e < TOLERANCE[dtype] for e in errors.values())
-    told = " ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    print(f"{'ok   ' if right else 'WRONG'} {shape} {dtype} {layout}: {told}")
-    return right
+    return agree(f"{shape} {dtype} {layout}", ("out", "x", "weight", "bias"), *results, TOLERANCE[dtype])
 
 
 def measure(
@@ -119,9 +111,8 @@ def main() -> int:
                 flush=True,
             )
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         report = {**about, "copy_bytes_per_second": bandwidth, "width": WIDTH, "repeats": args.repeats, "rows": rows}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write(args.out, report)
     return 0
 
 

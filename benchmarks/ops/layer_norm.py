@@ -11,7 +11,6 @@ backward's time has the sum of dweight in it. "host" is what Python takes for a 
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import copy_bandwidth, machine, milliseconds
+from timing import agree, copy_bandwidth, machine, milliseconds, write
 
 from mamba_ssm.ops.cuda.layer_norm import backward, forward, layer_norm_fn
 from mamba_ssm.ops.reference.layer_norm import layer_norm_fn as reference
@@ -61,13 +60,7 @@ def check(shape: tuple[int, int], dtype: torch.dtype, stream: torch.dtype, rms: 
         grads = torch.autograd.grad(outputs, inputs, [s.to(o.dtype) for s, o in zip(seeds, outputs, strict=True)])
         results.append([*outputs, *grads])
     names = ("y", "sum", "dx", "dweight", "dbias", "dresidual")
-    errors = {
-        name: float((got.double() - want).norm() / want.norm()) for name, got, want in zip(names, *results, strict=True)
-    }
-    right = all(e < TOLERANCE[dtype] for e in errors.values())
-    told = " ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    print(f"{'ok   ' if right else 'WRONG'} {shape} {dtype} {stream} {'rms' if rms else 'layer'}: {told}")
-    return right
+    return agree(f"{shape} {dtype} {stream} {'rms' if rms else 'layer'}", names, *results, TOLERANCE[dtype])
 
 
 def host_microseconds(work: Callable[[], Any], calls: int = 300) -> float:
@@ -144,9 +137,8 @@ def main() -> int:
                 flush=True,
             )
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         report = {**about, "copy_bytes_per_second": bandwidth, "repeats": args.repeats, "rows": rows}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write(args.out, report)
     return 0
 
 

@@ -9,7 +9,6 @@ forward also writes the states that the backward starts from.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import copy_bandwidth, machine, milliseconds
+from timing import agree, copy_bandwidth, machine, milliseconds, write
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn, selective_scan_ref
@@ -72,13 +71,7 @@ def check(shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> bool:
     doubles = [m.detach().double().requires_grad_() for m in inputs]
     exact = run(selective_scan_ref, doubles)
     want = [exact.detach(), *torch.autograd.grad(exact, doubles, dout.double())]
-    errors = {
-        name: float((g.double() - w).norm() / w.norm()) for name, g, w in zip(("out", *NAMES), got, want, strict=True)
-    }
-    right = all(e < TOLERANCE[dtype] for e in errors.values())
-    shown = " ".join(f"{k} {v:.1e}" for k, v in errors.items())
-    print(f"{'ok   ' if right else 'WRONG'} {shape} {dtype} {layout}: {shown}", flush=True)
-    return right
+    return agree(f"{shape} {dtype} {layout}", ("out", *NAMES), got, want, TOLERANCE[dtype])
 
 
 def measure(
@@ -155,9 +148,8 @@ def main() -> int:
                 for row in measured:
                     show(row)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         report = {**machine(), "backend": args.backend, "copy_bytes_per_second": bandwidth, "n_states": N, "rows": rows}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write(args.out, report)
     return 0
 
 

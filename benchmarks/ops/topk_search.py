@@ -10,7 +10,6 @@ keys, each read once, over the copy bandwidth measured in the same run.
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import copy_bandwidth, machine, milliseconds
+from timing import agree, copy_bandwidth, machine, milliseconds, write
 
 from mamba_ssm.esi.search import Query, StreamingSearch
 from mamba_ssm.ops import backend
@@ -52,10 +51,8 @@ def check(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> 
     _, last = window_scores(query.vectors, query.weights, head, STRIDE)
     got, _ = window_scores(query.vectors, query.weights, tail, STRIDE, last)
     want, _ = window_scores_ref(query.vectors.double(), query.weights.double(), keys.double(), STRIDE)
-    error = float((got.double() - want).norm() / want.norm())
-    right = error < (TOLERANCE if device == "cuda" else TOLERANCE_OF_PLAIN[dtype])
-    print(f"{'ok   ' if right else 'WRONG'} {shape} {dtype}: {error:.1e}")
-    return right
+    tolerance = TOLERANCE if device == "cuda" else TOLERANCE_OF_PLAIN[dtype]
+    return agree(f"{shape} {dtype}", ["scores"], [got], [want], tolerance)
 
 
 def timed(work: Callable[[], Any], device: str, repeats: int) -> float:
@@ -119,9 +116,8 @@ def main() -> int:
                 flush=True,
             )
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         report = {**about, "copy_bytes_per_second": bandwidth, "stride": STRIDE, "repeats": args.repeats, "rows": rows}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write(args.out, report)
     return 0
 
 
