@@ -35,8 +35,7 @@ def rms_norm_fn(
     eps: float = 1e-6,
 ) -> Any:
     """Divide x + residual (..., D) by its root mean square: y in x's dtype, or (y, x + residual) with prenorm."""
-    run = backend.module("layer_norm", x).rms_norm_fn
-    return run(x, weight, bias, residual, prenorm, residual_in_fp32, eps)
+    return layer_norm_fn(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
 
 
 class RMSNorm(nn.Module):

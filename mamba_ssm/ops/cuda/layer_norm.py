@@ -58,19 +58,6 @@ def layer_norm_fn(
     return (y, x if stream is None else stream) if prenorm else y
 
 
-def rms_norm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """layer_norm_fn with is_rms_norm: nothing is subtracted, and the root of the mean square divides."""
-    return layer_norm_fn(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
-
-
 class _Cut(NamedTuple):
     """How kernels/layer_norm.cu cuts the rows."""
 

@@ -54,19 +54,6 @@ def layer_norm_fn(
     return y, x.float() if residual_in_fp32 else x
 
 
-def rms_norm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """layer_norm_fn with is_rms_norm: nothing is subtracted, and the root of the mean square divides."""
-    return layer_norm_fn(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
-
-
 @triton.jit
 def load_row(ptr, row, offsets, mask, dim):
     return tl.load(ptr + row.to(tl.int64) * dim + offsets, mask=mask, other=0.0).to(tl.float32)

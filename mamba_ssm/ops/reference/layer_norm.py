@@ -39,16 +39,3 @@ def layer_norm_fn(
     if residual is not None:
         return out, stream.to(residual.dtype)
     return out, stream if residual_in_fp32 else x
-
-
-def rms_norm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """layer_norm_fn with is_rms_norm: nothing is subtracted, and the root of the mean square divides."""
-    return layer_norm_fn(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)

@@ -71,7 +71,7 @@ def norms(dtype: torch.dtype) -> None:
     for dim in (768, 2560):
         weight = tensor(dim).requires_grad_()
         args = (tensor(4, dim, dtype=dtype), weight, None, tensor(4, dim))
-        y, stream = layer_norm.rms_norm_fn(*args, prenorm=True)
+        y, stream = layer_norm.layer_norm_fn(*args, prenorm=True, is_rms_norm=True)
         (y.sum() + stream.sum()).backward()
     layer_norm.layer_norm_fn(tensor(4, 768, dtype=dtype), tensor(768).requires_grad_(), tensor(768)).sum().backward()
 

@@ -9,6 +9,7 @@ from mamba_ssm.ops.cuda import layer_norm as cuda
 from mamba_ssm.ops.reference import layer_norm as reference
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+rms_norm = partial(cuda.layer_norm_fn, is_rms_norm=True)
 
 
 def compare(
@@ -79,21 +80,23 @@ def test_without_prenorm(device, dtype, residual_dtype):
 
 def test_without_gradients(device):
     x, weight, residual = rand(6, 40, dtype=BF16, device=device), rand(40, device=device), rand(6, 40, device=device)
-    y, stream = cuda.rms_norm_fn(x, weight, None, residual, prenorm=True)
+    y, stream = rms_norm(x, weight, None, residual, prenorm=True)
     assert (y.dtype, stream.dtype) == (BF16, FP32)
     assert torch.equal(stream, x.float() + residual)
-    torch.testing.assert_close(y, reference.rms_norm_fn(x, weight, None, residual), rtol=8e-3, atol=1e-5)
-    assert cuda.rms_norm_fn(x, weight.requires_grad_(), None).requires_grad
+    torch.testing.assert_close(
+        y, reference.layer_norm_fn(x, weight, None, residual, is_rms_norm=True), rtol=8e-3, atol=1e-5
+    )
+    assert rms_norm(x, weight.requires_grad_(), None).requires_grad
     with torch.no_grad():
-        assert not cuda.rms_norm_fn(x, weight, None).requires_grad
+        assert not rms_norm(x, weight, None).requires_grad
 
 
 def test_a_stream_given_back_unchanged_is_the_input(device):
     x, half = rand(3, 8, device=device), rand(3, 8, dtype=FP16, device=device)
     weight = rand(8, device=device)
-    assert cuda.rms_norm_fn(x, weight, None, prenorm=True)[1] is x
-    assert cuda.rms_norm_fn(x, weight, None, prenorm=True, residual_in_fp32=True)[1] is x
-    assert cuda.rms_norm_fn(half, weight, None, prenorm=True)[1] is half
+    assert rms_norm(x, weight, None, prenorm=True)[1] is x
+    assert rms_norm(x, weight, None, prenorm=True, residual_in_fp32=True)[1] is x
+    assert rms_norm(half, weight, None, prenorm=True)[1] is half
 
 
 def test_any_memory_layout(device):
@@ -113,7 +116,7 @@ def test_large_means_do_not_cancel(device):
 def test_a_gradient_of_the_stream_alone(device):
     x, weight = rand(5, 40, device=device).requires_grad_(), rand(40, device=device)
     residual = rand(5, 40, device=device).requires_grad_()
-    stream = cuda.rms_norm_fn(x, weight, None, residual, prenorm=True)[1]
+    stream = rms_norm(x, weight, None, residual, prenorm=True)[1]
     seed = rand(5, 40, device=device)
     dx, dresidual = torch.autograd.grad(stream, (x, residual), seed)
     assert torch.equal(dx, seed)
@@ -122,7 +125,7 @@ def test_a_gradient_of_the_stream_alone(device):
 
 def test_no_rows(device):
     x, weight = rand(0, 40, device=device).requires_grad_(), rand(40, device=device).requires_grad_()
-    y = cuda.rms_norm_fn(x, weight, None)
+    y = rms_norm(x, weight, None)
     assert y.shape == (0, 40)
     dx, dweight = torch.autograd.grad(y.sum(), (x, weight))
     assert dx.shape == (0, 40)
@@ -132,13 +135,13 @@ def test_no_rows(device):
 def test_what_it_does_not_take(device):
     x, weight = rand(2, 8, device=device), rand(8, device=device)
     with pytest.raises(BackendError, match="fp64"):
-        cuda.rms_norm_fn(x.double(), weight, None)
+        rms_norm(x.double(), weight, None)
     with pytest.raises(BackendError, match="16384"):
-        cuda.rms_norm_fn(rand(1, 16385, device=device), rand(16385, device=device), None)
+        rms_norm(rand(1, 16385, device=device), rand(16385, device=device), None)
     with pytest.raises(ValueError, match="x's shape"):
-        cuda.rms_norm_fn(x, weight, None, x[:1])
+        rms_norm(x, weight, None, x[:1])
     with pytest.raises(ValueError, match="8 features"):
-        cuda.rms_norm_fn(x, weight[:4], None)
+        rms_norm(x, weight[:4], None)
 
 
 @pytest.mark.gpu
@@ -156,8 +159,8 @@ def test_more_numbers_than_32_bits_count(device):
     x = torch.zeros(rows, dim, dtype=BF16, device=device)
     x[-1] = rand(dim, dtype=BF16, device=device)
     weight = rand(dim, device=device).requires_grad_()
-    y = cuda.rms_norm_fn(x, weight, None)
-    want = reference.rms_norm_fn(x[-1:], weight, None)
+    y = rms_norm(x, weight, None)
+    want = reference.layer_norm_fn(x[-1:], weight, None, is_rms_norm=True)
     torch.testing.assert_close(y[-1:], want, rtol=8e-3, atol=1e-5)
     (dweight,) = torch.autograd.grad(y, weight, torch.ones_like(y))
     torch.testing.assert_close(dweight, torch.autograd.grad(want.float().sum(), weight)[0], rtol=1e-4, atol=1e-4)
@@ -167,5 +170,5 @@ def test_more_numbers_than_32_bits_count(device):
 def test_the_same_bits_each_time(device):
     x, weight = rand(5000, 768, dtype=BF16, device=device).requires_grad_(), rand(768, device=device).requires_grad_()
     dy = rand(5000, 768, dtype=BF16, device=device)
-    first, again = (torch.autograd.grad(cuda.rms_norm_fn(x, weight, None), (x, weight), dy) for _ in range(2))
+    first, again = (torch.autograd.grad(rms_norm(x, weight, None), (x, weight), dy) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

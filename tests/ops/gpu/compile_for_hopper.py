@@ -62,7 +62,7 @@ def convolutions() -> None:
 
 def norms() -> None:
     x = leaf(4, 768, dtype=torch.bfloat16)
-    y, stream = layer_norm.rms_norm_fn(x, leaf(768), None, leaf(4, 768), prenorm=True)
+    y, stream = layer_norm.layer_norm_fn(x, leaf(768), None, leaf(4, 768), prenorm=True, is_rms_norm=True)
     (y.sum() + stream.sum()).backward()
     layer_norm.layer_norm_fn(x, leaf(768), leaf(768)).sum().backward()
 

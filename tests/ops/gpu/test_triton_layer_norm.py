@@ -36,12 +36,13 @@ def test_values_and_gradients(dtype, residual_dtype, rms):
 
 def test_without_prenorm_or_bias():
     torch.manual_seed(0)
-    check(gpu.rms_norm_fn, reference.rms_norm_fn, [rand(9, 40), rand(40), None, rand(9, 40)], 1e-5)
+    inputs = [rand(9, 40), rand(40), None, rand(9, 40)]
+    check(gpu.layer_norm_fn, reference.layer_norm_fn, inputs, 1e-5, is_rms_norm=True)
 
 
 def test_a_stream_given_back_unchanged_is_the_input():
     x = rand(3, 8)
-    assert gpu.rms_norm_fn(x, rand(8), None, prenorm=True)[1] is x
+    assert gpu.layer_norm_fn(x, rand(8), None, prenorm=True, is_rms_norm=True)[1] is x
 
 
 @pytest.mark.gpu
