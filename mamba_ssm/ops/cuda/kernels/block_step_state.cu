@@ -30,8 +30,6 @@ struct Parameters {
 constexpr int PASS = 16;  // states that a warp updates at once
 constexpr int SELECTED = RANK + 2 * STATES;
 constexpr int RANK_STEPS = (RANK + 31) / 32;
-constexpr int BLOCKS = (STATES <= PASS && RANK_STEPS < 8 ? 12 : 8) / WARPS;  // of a multiprocessor: what registers allow
-constexpr bool STATES_LAST = BATCH == 8 && RANK_STEPS > 2;  // registers: the states and all of the rank do not fit
 
 // K numbers as fp32 and back; at once where CONV_VECTORS says that they are aligned.
 template <typename T, int K> INLINE void load_numbers(float (&to)[K], const T* from) {
@@ -205,7 +203,7 @@ INLINE void prefetch_states(const float* state, int64 state_b, int channels, int
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) update_states(const Parameters p) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Parameters p) {
     __shared__ __align__(16) float shared[WARPS][BATCH][2][PASS];  // B and C
     start_next();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -218,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) update_states(c
         return;
     }
 
-    prefetch_states(p.state + b0 * p.state_b + d0 * STATES, p.state_b, channels, rows);
+    if (BATCH < 8) prefetch_states(p.state + b0 * p.state_b + d0 * STATES, p.state_b, channels, rows);
     Rates<TYPE> weights;
     weights.load_weights(p.dt_weight + d0 * RANK, channels);
     float bias[2], skip[2];
@@ -250,16 +248,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) update_states(c
         const int n = pass + 4 * t;
         float* const state_at = p.state + b0 * p.state_b + (d0 + g) * STATES + n;
         Pack<float, 4> h[BATCH][2];
-        auto load_h = [&] {
 #pragma unroll
-            for (int b = 0; b < BATCH; ++b)
+        for (int b = 0; b < BATCH; ++b)
 #pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    h[b][half] = load_states(
-                        state_at + b * p.state_b + half * 8 * STATES, n, b < rows && g + 8 * half < channels
-                    );
-        };
-        if (!STATES_LAST) load_h();
+            for (int half = 0; half < 2; ++half)
+                h[b][half] = load_states(
+                    state_at + b * p.state_b + half * 8 * STATES, n, b < rows && g + 8 * half < channels
+                );
 #pragma unroll
         for (int b = 0; b < BATCH; ++b) {  // a lane a number: 16 of B, 16 of C
             const int at = pass + lane % PASS;
@@ -279,7 +274,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) update_states(c
                 A[half] = load_states(p.A_log + (d0 + g + 8 * half) * STATES + n, n, g + 8 * half < channels);
         }
         first = false;
-        if (STATES_LAST) load_h();
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll

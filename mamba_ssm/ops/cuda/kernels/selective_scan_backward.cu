@@ -354,11 +354,12 @@ template <bool STATE_ONLY> INLINE void scan(const Parameters& p) {
             }
             sum_over_states<SUB>(dx, me);
             sum_over_states<SUB>(dd, me);
+            __syncwarp();  // every lane has read dy of these steps, which dd replaces
 #pragma unroll
             for (int i = 0; i < HELD; ++i) {
                 const int t = s * SUB + first_step<SUB>(me) + i;
                 shared.dx[first][t] = dx[0][i];
-                shared.dy[first][t] = dd[0][i];  // every lane has read dy of these steps before the shuffles
+                shared.dy[first][t] = dd[0][i];
             }
             __syncwarp();
             constexpr int FOURS = 2 * SUB * PADDED_N / 4;
