@@ -1,7 +1,7 @@
 """Which back-end runs an op, and why.
 
 Four back-ends have the same functions with the same signatures: "reference" (plain PyTorch, the specification), "cpu"
-(PyTorch too, arranged for speed), "cuda" (CUDA C++ for NVIDIA GPUs, compiled when first used) and "triton" (for all
+(numba, compiled when first used), "cuda" (CUDA C++ for NVIDIA GPUs, compiled when first used) and "triton" (for all
 GPUs that Triton knows). The fastest that runs on the tensors' device is taken, unless one is asked for, with
 `backend.use("reference")`, as a call or in a `with`, or with MAMBA_BACKEND=reference. Where the one taken lacks an op,
 the next one in the device's order runs it.
@@ -29,9 +29,9 @@ OPS = (
     "linear_cross_entropy",
     "topk_search",
 )
-# The reference has all. Where "cpu" is not named, it was measured to be as fast as anything else PyTorch can do there.
+# The reference has all. On a CPU PyTorch's own products are what it makes of the two that "cpu" does not name.
 HAVE = {
-    "cpu": frozenset({"selective_scan", "selective_state_update"}),
+    "cpu": frozenset(OPS) - {"linear_cross_entropy", "topk_search"},
     "cuda": frozenset(OPS) - {"selective_state_update"},
     "triton": frozenset({"selective_scan", "causal_conv1d", "layer_norm", "selective_state_update"}),
 }
@@ -82,13 +82,19 @@ def choose(
         _check(name)
         if name in ("cuda", "triton") and kind != "cuda" and not (name == "triton" and _interpreted()):
             raise BackendError(f"The {name} back-end needs CUDA tensors, not {kind} ones: move them, or ask for cpu.")
+        if name == "cpu" and kind != "cpu":
+            raise BackendError(f"The cpu back-end needs CPU tensors, not {kind} ones: move them.")
         return Choice(op, kind, _first(op, _from(name, kind)), "asked for by name")
-    if kind != "cuda":
-        fast = "the fastest on a CPU" if op in HAVE["cpu"] else "measured on a CPU: as fast as PyTorch can be"
-        reason = fast if kind == "cpu" else f"there are no kernels for {kind}"
-        return Choice(op, kind, _first(op, ("cpu", "reference")), reason)
+    if kind not in ("cpu", "cuda"):
+        return Choice(op, kind, "reference", f"there are no kernels for {kind}", slow=True)
     if dtype == torch.float64:
-        return Choice(op, kind, _first(op, ("cpu", "reference")), "the kernels compute in fp32, not fp64", slow=True)
+        return Choice(op, kind, "reference", "the kernels compute in fp32, not fp64", slow=True)
+    if kind == "cpu":
+        if op not in HAVE["cpu"]:
+            return Choice(op, kind, "reference", "PyTorch's matrix products are the fastest on a CPU")
+        if not _has_numba():
+            return Choice(op, kind, "reference", "there is no numba: pip install numba", slow=True)
+        return Choice(op, kind, "cpu", "the fastest on a CPU")
     missing = _why_not_cuda()
     if missing is None:
         able = tuple(
@@ -100,7 +106,7 @@ def choose(
         taken = _first(op, tuple(n for n in ("triton", "reference") if n not in without))
         return Choice(op, kind, taken, missing, slow=torch.version.hip is None)
     reason = f"{missing}; and there is no Triton: pip install triton"
-    return Choice(op, kind, _first(op, ("cpu", "reference")), reason, slow=True)
+    return Choice(op, kind, "reference", reason, slow=True)
 
 
 def module(op: str, x: torch.Tensor, without: frozenset[str] = frozenset()) -> ModuleType:
@@ -115,7 +121,8 @@ def module(op: str, x: torch.Tensor, without: frozenset[str] = frozenset()) -> M
 def _from(name: str, kind: str) -> tuple[str, ...]:
     """The order of a device's back-ends from `name` on."""
     order = ("cuda", "triton", "reference") if kind == "cuda" else ("triton", "cpu", "reference")
-    usable = tuple(n for n in order if n != "triton" or name == "triton" or _has_triton())
+    missing = {"triton": not _has_triton(), "cpu": not _has_numba()}
+    usable = tuple(n for n in order if n == name or not missing.get(n, False))
     return (name, *usable[usable.index(name) + 1 :]) if name in usable else (name, "reference")
 
 
@@ -132,6 +139,8 @@ def explain() -> list[Choice]:
 def _check(name: str) -> None:
     if name not in NAMES:
         raise BackendError(f"There is no back-end {name!r}: choose one of {', '.join(NAMES)}.")
+    if name == "cpu" and not _has_numba():
+        raise BackendError("The cpu back-end needs numba: pip install numba, or ask for reference.")
     if name == "triton" and not _has_triton():
         raise BackendError("The triton back-end needs Triton: pip install triton, or ask for cpu or reference.")
     if name in ("cuda", "triton") and not torch.cuda.is_available() and not (name == "triton" and _interpreted()):
@@ -140,6 +149,11 @@ def _check(name: str) -> None:
         )
     if name == "cuda" and (missing := _why_not_cuda()):
         raise BackendError(f"The cuda back-end cannot run here: {missing}.")
+
+
+@cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 @cache

@@ -97,7 +97,7 @@ def test_kernels_are_the_choice_on_a_gpu_except_for_fp64(monkeypatch: pytest.Mon
     gpu(monkeypatch, cuda=True, triton=True)
     assert all(backend.choose(op, "cuda").backend in ("cuda", "triton") for op in backend.OPS)
     assert backend.choose(SCAN, "cuda").backend == "cuda"
-    assert backend.choose(SCAN, "cuda", torch.float64).backend == "cpu"
+    assert backend.choose(SCAN, "cuda", torch.float64).backend == "reference"
     gpu(monkeypatch, cuda=False, triton=True)
     assert backend.choose(SCAN, "cuda").backend == "triton"
     assert backend.choose("block_step", "cuda").backend == "reference"
@@ -119,7 +119,18 @@ def test_a_back_end_by_name_leaves_the_ops_that_it_lacks_to_the_next(monkeypatch
     with backend.use("triton"):
         assert backend.choose("block_step", "cuda").backend == "reference"
     with backend.use("cpu"):
-        assert backend.choose("layer_norm", "cuda").backend == "reference"
+        assert backend.choose("topk_search", "cpu").backend == "reference"
+        with pytest.raises(BackendError, match="needs CPU tensors"):
+            backend.choose("layer_norm", "cuda")
+
+
+def test_without_numba_a_cpu_is_slow_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_has_numba", lambda: False)
+    choice = backend.choose(SCAN, "cpu")
+    assert (choice.backend, choice.slow) == ("reference", True)
+    assert "pip install numba" in choice.reason
+    with pytest.raises(BackendError, match="pip install numba"), backend.use("cpu"):
+        pass
 
 
 def test_all_doors_import_without_triton() -> None:

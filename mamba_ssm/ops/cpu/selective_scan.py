@@ -1,26 +1,45 @@
-"""The selective scan on a CPU: the reference's mathematics in tiles that stay in the cache.
+"""The selective scan on a CPU: serial in time, vectors of channels, all states of a block of channels in the cache.
 
-A tile holds some rows of the batch and some steps of time. Decays and inputs of all its steps are computed at once; the
-recurrence itself is then a single fused multiply-add a step, and the outputs of all steps are one batched product.
-The backward pass keeps only the state at the start of each tile, and recomputes the states inside.
+A block of up to 128 channels walks through time. Each step costs a multiplication, an exponential (a dozen
+instructions) and three fused multiply-adds for every state, which are the bound: memory is read once. Work is cut by
+rows of the batch, blocks of channels and, where these are fewer than the threads, segments of time: a first walk finds
+what state each segment adds to nothing, and the second starts from the states that follow. The backward pass keeps the
+state before every `TILE` steps, walks forwards through a tile again, and then backwards.
 
 Letters: B batch, D channels, L length, N state, G groups, E = D / G channels of a group.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Measured with 1 MiB of cache a core. Numbers in one buffer of a tile and in one step of it, for each thread:
-TILE, STEP = 1 << 18, 1 << 15
-# Numbers of u in a block where nothing is recorded; steps of a tile where its first state is, for the backward pass.
-BLOCK = 1 << 18
-STEPS_KEPT = 16
+from mamba_ssm.ops.cpu.arithmetic import LN2, exp2, floats, load, pointer, sigmoid, size_of, softplus, store
+from mamba_ssm.ops.cpu.kernel import (
+    addresses,
+    kernel,
+    neighbours_last,
+    record,
+    row_fields,
+    rows,
+    thread,
+    thread_count,
+    threads_for,
+    use_wide_vectors,
+)
+from mamba_ssm.ops.layout import channel_last
+
+LANES = 16  # floats of the widest vector
+WIDEST = 128  # channels of a block
+TILE = 16  # steps between the states that the backward pass starts from
+ZERO, ONE = np.float32(0), np.float32(1)
+
+SCAN = "batch dim length states groups width segments seq A B C D bias softplus kept last "
+FORWARD = record(SCAN + "initial dt_sum " + row_fields("u delta z out"))
+BACKWARD = record(SCAN + "d_last dA dB dC dD d_bias d_initial " + row_fields("u delta z dout du ddelta dz"))
 
 
 def selective_scan_fn(
@@ -37,230 +56,429 @@ def selective_scan_fn(
     initial_state: Tensor | None = None,
     seq_idx: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Shapes and results are the reference's, for real A. out has u's memory layout: (B, D, L), or (B, L, D)."""
-    real = torch.promote_types(u.dtype, torch.float32)
+    """Shapes and results are the reference's, for real A, and B and C by token; computed in fp32."""
     B, C = _by_group(B, C, u.shape)
-    A = A.to(real)
-    h = u.new_zeros(u.shape[0], *A.shape, dtype=real) if initial_state is None else initial_state.to(real)
-    inputs = (u, delta, A, B, C, D, z, delta_bias, h)
-    resets = None if seq_idx is None else F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))[..., : u.shape[2]]
-    if torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in inputs):
-        y, h = _block(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h, resets)
-        out = torch.empty_like(u).copy_(y)
-        return (out, h) if return_last_state else out
-    out, last = _in_blocks(u, delta, A, B, C, D, z, delta_bias, delta_softplus, h, resets)
+    out, last = _Scan.apply(
+        *(neighbours_last(m.transpose(1, 2)) for m in (u, delta)),
+        A,
+        B,
+        C,
+        D,
+        None if z is None else neighbours_last(z.transpose(1, 2)),
+        delta_bias,
+        initial_state,
+        None if seq_idx is None else seq_idx.to(torch.int32).contiguous(),
+        delta_softplus,
+    )
+    out = out.transpose(1, 2)
+    if not channel_last(u):
+        out = out.contiguous()
     return (out, last) if return_last_state else out
 
 
-@torch.no_grad()
-def _in_blocks(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    h: Tensor,
-    resets: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`_block` over blocks of rows and of time one after the other, so that what it needs in between stays small."""
-    out, last = torch.empty_like(u), torch.empty_like(h)
-    batch, dim, length = u.shape
-    rows = max(1, min(batch, STEP * torch.get_num_threads() // max(1, A.numel())))
-    span = max(1, BLOCK // (rows * max(1, dim)))
-    for r in (slice(i, i + rows) for i in range(0, batch, rows)):
-        carry = h[r]
-        for t in (slice(i, i + span) for i in range(0, length, span)):
-            gate = None if z is None else z[r, :, t]
-            at = (r, slice(None), t)
-            begins = None if resets is None else resets[r, t]
-            y, carry = _block(
-                u[at], delta[at], A, B[r, ..., t], C[r, ..., t], D, gate, delta_bias, delta_softplus, carry, begins
-            )
-            out[at] = y
-        last[r] = carry
-    return out, last
-
-
-def _block(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    h: Tensor,
-    resets: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The whole scan, where B and C are (B, G, N, L): y (B, D, L) and the last state (B, D, N), in A's dtype.
-
-    resets: (B, L), true where a sequence begins.
-    """
-    x, dt = _channels_last(u, A.dtype), _channels_last(delta, A.dtype)
-    if delta_bias is not None:
-        dt = dt + delta_bias.to(A.dtype)
-    if delta_softplus:
-        dt = F.softplus(dt)
-    groups = (B.shape[1], u.shape[1] // B.shape[1])
-    inputs = (
-        dt.transpose(0, 1).unflatten(-1, groups),
-        (dt * x).transpose(0, 1).unflatten(-1, groups),
-        A.unflatten(0, groups).transpose(1, 2).contiguous(),
-        B.permute(3, 0, 1, 2).to(A.dtype),
-        C.permute(3, 0, 1, 2).to(A.dtype),
-        h.unflatten(1, groups).transpose(2, 3),
-        None if resets is None else resets.transpose(0, 1),
-    )
-    if torch.is_grad_enabled():
-        y, h = _Scan.apply(*inputs)
-    else:
-        y, h, _ = _scan(*inputs)
-    y = y.flatten(2).transpose(0, 1)
-    if D is not None:
-        y = torch.addcmul(y, x, D.to(A.dtype))
-    if z is not None:
-        y = y * F.silu(_channels_last(z, A.dtype))
-    return y.transpose(1, 2), h.transpose(2, 3).flatten(1, 2)
-
-
-def _channels_last(m: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, L) to contiguous (B, L, D)."""
-    return m.transpose(1, 2).to(dtype).contiguous()
-
-
 def _by_group(B: Tensor, C: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Bring B and C to (B, G, N, L); where one of them is constant over time, every channel is a group."""
+    """Bring B and C to fp32 (B, L, G, N); where one of them is constant over time, every channel is a group."""
     batch, dim, length = shape
     constant = B.dim() == 2 or C.dim() == 2
 
     def bring(m: Tensor) -> Tensor:
         if m.dim() == 2:
-            return m[None, :, :, None].expand(batch, -1, -1, length)
-        m = m if m.dim() == 4 else m.unsqueeze(1)
-        return m.repeat_interleave(dim // m.shape[1], dim=1) if constant else m
+            m = m[None, :, :, None].expand(batch, -1, -1, length)
+        m = m.unsqueeze(1) if m.dim() == 3 else m
+        m = m.repeat_interleave(dim // m.shape[1], dim=1) if constant else m
+        return m.permute(0, 3, 1, 2).float().contiguous()
 
     return bring(B), bring(C)
 
 
-class _Tile:
-    """Buffers of T steps of R rows: decays (T, R, G, N, E), and states (T + 1, R, G, N, E), the first the carry."""
-
-    def __init__(self, steps: int, rows: int, A: Tensor) -> None:
-        self.steps = steps
-        self.log2_A = A / math.log(2)  # exp2 is several times as fast as exp
-        self.decay = A.new_empty(steps, rows, *A.shape)
-        self.state = A.new_empty(steps + 1, rows, *A.shape)
-        self.decays, self.states = self.decay.unbind(), self.state.unbind()
-
-    def run(self, h: Tensor, dt: Tensor, v: Tensor, B: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Go from state h over dt, v (T, R, G, E) and B (T, R, G, N): decays and states, good until the next run.
-
-        resets: (T, R), true where the state is forgotten.
-        """
-        n = len(dt)
-        decay, state = self.decay[:n], self.state[: n + 1]
-        torch.mul(dt.unsqueeze(-2), self.log2_A, out=decay).exp2_()
-        if resets is not None:
-            decay.masked_fill_(resets[..., None, None, None], 0)
-        state[0] = h
-        torch.mul(v.unsqueeze(-2), B.unsqueeze(-1), out=state[1:])
-        for t in range(n):
-            self.states[t + 1].addcmul_(self.decays[t], self.states[t])
-        return decay, state
-
-
-def _tiles(dt: Tensor, A: Tensor, keep: bool) -> Iterator[tuple[slice, _Tile]]:
-    """Cut the batch of dt (L, B, G, E) into rows that fit a tile together."""
-    length, batch = dt.shape[:2]
-    threads, width = torch.get_num_threads(), max(1, A.numel())
-    step = min(STEP, TILE // STEPS_KEPT) if keep else STEP
-    rows = max(1, min(batch, step * threads // width))
-    steps = STEPS_KEPT if keep else max(1, min(length, TILE * threads // (rows * width)))
-    for r in range(0, batch, rows):
-        part = slice(r, min(r + rows, batch))
-        yield part, _Tile(steps, part.stop - r, A)
-
-
-@torch.no_grad()
-def _scan(
-    dt: Tensor,
-    v: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    h: Tensor,
-    resets: Tensor | None,
-    keep: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """h_t = exp(Δ_t A) h_{t-1} + B_t v_t and y_t = C_t h_t.
-
-    dt, v: (L, B, G, E). A: (G, N, E). B, C: (L, B, G, N). h: (B, G, N, E), the state before.
-    Returns y (L, B, G, E), the last state, and (if they are to keep) the states at the start of each tile.
-    """
-    length = len(dt)
-    y, last = torch.empty_like(v), torch.empty_like(h)
-    starts = h.new_empty(-(-length // STEPS_KEPT) if keep else 0, *h.shape)
-    for part, tile in _tiles(dt, A, keep):
-        carry = h[part]
-        for i, t in enumerate(range(0, length, tile.steps)):
-            span = (slice(t, t + tile.steps), part)
-            if keep:
-                starts[i, part] = carry
-            _, states = tile.run(carry, dt[span], v[span], B[span], None if resets is None else resets[span])
-            y[span] = _weigh(C[span], states[1:])
-            carry = states[-1]
-        last[part] = carry
-    return y, last, starts
-
-
 class _Scan(torch.autograd.Function):
-    """`_scan` with gradients."""
+    """u, delta, z: (B, L, D). B, C: (B, L, G, N). out (B, L, D) and the last state (B, D, N)."""
 
     @staticmethod
     def forward(
-        ctx: Any, dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, resets: Tensor | None
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        bias: Tensor | None,
+        initial: Tensor | None,
+        seq: Tensor | None,
+        softplus: bool,
     ) -> tuple[Tensor, Tensor]:
-        y, last, starts = _scan(dt, v, A, B, C, h, resets, keep=True)
-        ctx.save_for_backward(dt, v, A, B, C, starts, resets)
-        return y, last
+        at = _Parameters(A, D, bias)
+        keep = any(ctx.needs_input_grad)
+        out, last, kept = _forward(u, delta, at, B, C, z, initial, seq, softplus, keep)
+        if keep:
+            ctx.save_for_backward(u, delta, A, B, C, D, z, bias, initial, seq, kept)
+            ctx.softplus = softplus
+        return out, last.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        # g_t, the gradient of h_t, is C_t dy_t + exp(Δ_{t+1} A) g_{t+1}; all the others are products with it.
-        dt, v, A, B, C, starts, resets = ctx.saved_tensors
-        d_dt, d_v, d_B, d_C, d_h = (torch.empty_like(m) for m in (dt, v, B, C, d_last))
-        d_A = torch.zeros_like(A)
-        for part, tile in _tiles(dt, A, keep=True):
-            carry, g_buffer = d_last[part], torch.empty_like(tile.decay)
-            gs = g_buffer.unbind()
-            for i in reversed(range(len(starts))):
-                span = (slice(i * tile.steps, (i + 1) * tile.steps), part)
-                begins = None if resets is None else resets[span]
-                decay, states = tile.run(starts[i, part], dt[span], v[span], B[span], begins)
-                g = torch.mul(dy[span].unsqueeze(-2), C[span].unsqueeze(-1), out=g_buffer[: len(decay)])
-                g[-1] += carry
-                for t in reversed(range(len(g) - 1)):
-                    gs[t].addcmul_(tile.decays[t + 1], gs[t + 1])
-                d_C[span] = _weigh(dy[span], states[1:].transpose(-1, -2))
-                d_B[span] = _weigh(v[span], g.transpose(-1, -2))
-                d_v[span] = _weigh(B[span], g)
-                g *= decay
-                carry = g[0].clone()
-                g *= states[:-1]
-                d_dt[span] = torch.mul(g, A, out=decay).sum(-2)
-                d_A += g.mul_(dt[span].unsqueeze(-2)).sum((0, 1))
-            d_h[part] = carry
-        return d_dt, d_v, d_A, d_B, d_C, d_h, None
+    def backward(ctx: Any, dout: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, A, B, C, D, z, bias, initial, seq, kept = ctx.saved_tensors
+        batch, length, dim = u.shape
+        groups, states = B.shape[2:]
+        at = _Parameters(A, D, bias)
+        dout = neighbours_last(dout)
+        du, ddelta = u.new_empty(u.shape), delta.new_empty(delta.shape)
+        dz = None if z is None else z.new_empty(z.shape)
+        width, blocks = _blocks(dim // groups, batch * groups)
+        threads = threads_for(batch * groups * blocks, length * width * states)
+        dA, dD, d_bias = (A.new_empty(batch, n, dim, dtype=torch.float32) for n in (states, 1, 1))
+        dB, dC = (B.new_zeros(threads, *B.shape) for _ in range(2))
+        d_initial = torch.empty_like(dA)
+        # A local, for a gradient that is passed by its address must outlive the call.
+        d_last = d_last.transpose(1, 2).float().contiguous()
+        scan_backward(
+            threads,
+            _tile_floats(states, width),
+            **_sizes(u, B, width, 1, seq, at, softplus=ctx.softplus),
+            **addresses(B=B, C=C, kept=kept, d_last=d_last, dA=dA, dB=dB, dC=dC, dD=dD, d_bias=d_bias),
+            **addresses(d_initial=d_initial, last=None),
+            **rows("u", u),
+            **rows("delta", delta),
+            **rows("z", z),
+            **rows("dout", dout),
+            **rows("du", du),
+            **rows("ddelta", ddelta),
+            **rows("dz", dz),
+        )
+        return (
+            du,
+            ddelta,
+            dA.sum(0).t().to(A.dtype),
+            dB.sum(0),
+            dC.sum(0),
+            None if D is None else dD.sum((0, 1)).to(D.dtype),
+            dz,
+            None if bias is None else d_bias.sum((0, 1)).to(bias.dtype),
+            None if initial is None else d_initial.transpose(1, 2).to(initial.dtype),
+            None,
+            None,
+        )
 
 
-def _weigh(weights: Tensor, m: Tensor) -> Tensor:
-    """(..., K) times (..., K, M): (..., M). A row times a matrix, for MKL is slow where the vector is a column."""
-    with torch.autocast(m.device.type, enabled=False):
-        return (weights.unsqueeze(-2) @ m).squeeze(-2)
+class _Parameters:
+    """What belongs to a channel, as the kernels read it: A (N, D) for exp2, D and bias (D,)."""
+
+    def __init__(self, A: Tensor, D: Tensor | None, bias: Tensor | None) -> None:
+        dim = A.shape[0]
+        self.A = (A.float() / LN2.item()).t().contiguous()
+        self.D, self.bias = (A.new_zeros(dim) if m is None else m.float().contiguous() for m in (D, bias))
+
+
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    at: _Parameters,
+    B: Tensor,
+    C: Tensor,
+    z: Tensor | None,
+    initial: Tensor | None,
+    seq: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """out (B, L, D), the last state (B, N, D), and if asked the states before each tile (B, tiles, N, D)."""
+    batch, length, dim = u.shape
+    groups, states = B.shape[2:]
+    width, blocks = _blocks(dim // groups, batch * groups)
+    threads = threads_for(batch * groups * blocks * max(1, length // TILE), TILE * width * states)
+    segments = _segments(batch * groups * blocks, length, threads)
+    out = u.new_empty(u.shape)
+    h = u.new_zeros(batch, states, dim, dtype=torch.float32)
+    if initial is not None:
+        h = initial.float().transpose(1, 2).contiguous()
+    kept = h.new_empty(batch, -(-length // TILE), states, dim) if keep else None
+    last = h.new_empty(batch, segments, states, dim)
+    common = {
+        **_sizes(u, B, width, segments, seq, at, softplus=softplus),
+        **addresses(B=B, C=C),
+        **rows("u", u),
+        **rows("delta", delta),
+    }
+    if segments > 1:
+        dt_sum = h.new_empty(batch, segments, 1, dim)
+        nothing = {**rows("z", None), **rows("out", None), **addresses(initial=None, kept=None)}
+        scan_forward(threads, _block_floats(states, width), **common, **nothing, **addresses(last=last, dt_sum=dt_sum))
+        starts = [h]
+        for s in range(segments - 1):
+            # A sum of infinity says that the segment has forgotten what was before it, also where A is 0.
+            forgotten = dt_sum[:, s].isinf()
+            carried = torch.exp2(dt_sum[:, s] * at.A) * starts[-1]
+            starts.append(torch.where(forgotten, last[:, s], carried + last[:, s]))
+        h = torch.stack(starts, dim=1)
+    scan_forward(
+        threads,
+        _block_floats(states, width),
+        **common,
+        **addresses(initial=h, last=last, kept=kept, dt_sum=None),
+        **rows("z", z),
+        **rows("out", out),
+    )
+    return out, last[:, -1], kept
+
+
+def _blocks(channels: int, others: int) -> tuple[int, int]:
+    """Channels of a block, and how many blocks a group of so many has: enough for all threads, where it has them."""
+    width = min(WIDEST, -(-channels // LANES) * LANES)
+    while width > LANES * 2 and others * -(-channels // width) < torch.get_num_threads():
+        width = -(-width // 2 // LANES) * LANES
+    return width, -(-channels // width)
+
+
+def _segments(blocks: int, length: int, threads: int) -> int:
+    """Into how many parts a time is cut: two walks are only worth it with more than two threads a block."""
+    segments = min(threads // max(1, blocks), length // (4 * TILE))
+    return segments if segments > 2 else 1
+
+
+def _sizes(
+    u: Tensor, B: Tensor, width: int, segments: int, seq: Tensor | None, at: _Parameters, softplus: bool
+) -> dict[str, int]:
+    batch, length, dim = u.shape
+    groups, states = B.shape[2:]
+    sizes = {"batch": batch, "dim": dim, "length": length, "states": states, "groups": groups}
+    shared = addresses(A=at.A, D=at.D, bias=at.bias, seq=seq)
+    return {**sizes, **shared, "width": width, "segments": segments, "softplus": softplus}
+
+
+def _block_floats(states: int, width: int) -> int:
+    return (2 * states + 8) * width
+
+
+def _tile_floats(states: int, width: int) -> int:
+    return ((2 * TILE + 5) * states + 7 * TILE + 16) * width
+
+
+@kernel(FORWARD)
+def scan_forward(where: Any) -> None:
+    use_wide_vectors()
+    p = carray(where, (1,), FORWARD)[0]
+    N, E = p.states, p.dim // p.groups
+    blocks = -(-E // p.width)
+    span = -(-p.length // p.segments)
+    scratch = p.scratch + thread(p) * p.scratch_bytes
+    for item in range(thread(p), p.batch * p.groups * blocks * p.segments, thread_count(p)):
+        segment, rest = item % p.segments, item // p.segments
+        block, rest = rest % blocks, rest // blocks
+        g, b = rest % p.groups, rest // p.groups
+        d = g * E + block * p.width
+        count = min(p.width, E - block * p.width)
+        w = (count + LANES - 1) & ~(LANES - 1)
+        S = floats(scratch, (2 * N + 8) * w)
+        As = N * w  # where A is in S, behind the states
+        row = 2 * N * w
+        dt, x, y, v, gate, skip, bias = (
+            S[row : row + w],
+            S[row + w : row + 2 * w],
+            S[row + 2 * w : row + 3 * w],
+            S[row + 3 * w : row + 4 * w],
+            S[row + 4 * w : row + 5 * w],
+            S[row + 5 * w : row + 6 * w],
+            S[row + 6 * w : row + 7 * w],
+        )
+        total = S[row + 7 * w : row + 8 * w]
+        state_at = ((b * p.segments + segment) * N * p.dim + d) * 4
+        for n in range(N):
+            load(S[As + n * w : As + n * w + w], p.A + (n * p.dim + d) * 4, count, 0)
+            if p.initial != 0:
+                load(S[n * w : n * w + w], p.initial + state_at + n * p.dim * 4, count, 0)
+            else:
+                for j in range(w):
+                    S[n * w + j] = ZERO
+        load(skip, p.D + d * 4, count, 0)
+        load(bias, p.bias + d * 4, count, 0)
+        for j in range(w):
+            total[j] = ZERO
+        begin, end = segment * span, min(p.length, (segment + 1) * span)
+        for t in range(begin, end):
+            if p.seq != 0 and t > 0:
+                seq = carray(pointer(p.seq + b * p.length * 4), (p.length,), np.int32)
+                if seq[t] != seq[t - 1]:
+                    for i in range(N * w):
+                        S[i] = ZERO
+                    for j in range(w):
+                        total[j] = np.float32(np.inf)
+            if p.kept != 0 and t % TILE == 0:
+                tiles = -(-p.length // TILE)
+                for n in range(N):
+                    to = p.kept + (((b * tiles + t // TILE) * N + n) * p.dim + d) * 4
+                    store(to, S[n * w : n * w + w], count, 0)
+            load(x, p.u + b * p.u_b + t * p.u_t + d * size_of(p.u_kind), count, p.u_kind)
+            load(dt, p.delta + b * p.delta_b + t * p.delta_t + d * size_of(p.delta_kind), count, p.delta_kind)
+            if p.softplus != 0:
+                for j in range(w):
+                    dt[j] = softplus(dt[j] + bias[j])
+            else:
+                for j in range(w):
+                    dt[j] += bias[j]
+            for j in range(w):
+                v[j] = dt[j] * x[j]
+                y[j] = skip[j] * x[j]
+            at = ((b * p.length + t) * p.groups + g) * N * 4
+            B, C = floats(p.B + at, N), floats(p.C + at, N)
+            for n in range(N):
+                b_n, c_n = B[n], C[n]
+                h, a = S[n * w : n * w + w], S[As + n * w : As + n * w + w]
+                for j in range(w):
+                    new = exp2(dt[j] * a[j]) * h[j] + v[j] * b_n
+                    h[j] = new
+                    y[j] += new * c_n
+            if p.dt_sum != 0:
+                for j in range(w):
+                    total[j] += dt[j]
+            if p.z != 0:
+                load(gate, p.z + b * p.z_b + t * p.z_t + d * size_of(p.z_kind), count, p.z_kind)
+                for j in range(w):
+                    y[j] *= gate[j] * sigmoid(gate[j])
+            if p.out != 0:
+                store(p.out + b * p.out_b + t * p.out_t + d * size_of(p.out_kind), y, count, p.out_kind)
+        for n in range(N):
+            store(p.last + state_at + n * p.dim * 4, S[n * w : n * w + w], count, 0)
+        if p.dt_sum != 0:
+            store(p.dt_sum + ((b * p.segments + segment) * p.dim + d) * 4, total, count, 0)
+
+
+@kernel(BACKWARD)
+def scan_backward(where: Any) -> None:
+    use_wide_vectors()
+    p = carray(where, (1,), BACKWARD)[0]
+    N, E = p.states, p.dim // p.groups
+    blocks = -(-E // p.width)
+    tiles = -(-p.length // TILE)
+    scratch = p.scratch + thread(p) * p.scratch_bytes
+    dBC_at = thread(p) * p.batch * p.length * p.groups * N * 4  # each thread adds to sums of its own
+    for item in range(thread(p), p.batch * p.groups * blocks, thread_count(p)):
+        block, rest = item % blocks, item // blocks
+        g, b = rest % p.groups, rest // p.groups
+        d = g * E + block * p.width
+        count = min(p.width, E - block * p.width)
+        w = (count + LANES - 1) & ~(LANES - 1)
+        S = floats(scratch, ((2 * TILE + 5) * N + 7 * TILE + 16) * w)
+        # Of each step: all states before it and their decays. The state after a tile's last step follows its last one.
+        hs, decays = 0, (TILE + 1) * N * w
+        As = decays + TILE * N * w
+        gs = As + N * w  # the gradient of the states
+        dAs = gs + N * w
+        of_step = dAs + N * w  # seven rows of each step
+        row = of_step + 7 * TILE * w
+        skip, bias, dD, d_bias = S[row : row + w], S[row + w :][:w], S[row + 2 * w :][:w], S[row + 3 * w :][:w]
+        dv, ddt = S[row + 4 * w :][:w], S[row + 5 * w :][:w]
+        for n in range(N):
+            load(S[As + n * w : As + n * w + w], p.A + (n * p.dim + d) * 4, count, 0)
+            load(S[gs + n * w : gs + n * w + w], p.d_last + ((b * N + n) * p.dim + d) * 4, count, 0)
+            for j in range(w):
+                S[dAs + n * w + j] = ZERO
+        load(skip, p.D + d * 4, count, 0)
+        load(bias, p.bias + d * 4, count, 0)
+        for j in range(w):
+            dD[j] = ZERO
+            d_bias[j] = ZERO
+        for tile in range(tiles - 1, -1, -1):
+            first = tile * TILE
+            steps = min(TILE, p.length - first)
+            for n in range(N):
+                load(S[n * w : n * w + w], p.kept + (((b * tiles + tile) * N + n) * p.dim + d) * 4, count, 0)
+            for i in range(steps):
+                t = first + i
+                reset = False
+                if p.seq != 0 and t > 0:
+                    seq = carray(pointer(p.seq + b * p.length * 4), (p.length,), np.int32)
+                    reset = seq[t] != seq[t - 1]
+                r = of_step + 7 * i * w
+                dt, x, v, y = S[r : r + w], S[r + w : r + 2 * w], S[r + 2 * w : r + 3 * w], S[r + 3 * w : r + 4 * w]
+                dy, z, slope = S[r + 4 * w : r + 5 * w], S[r + 5 * w : r + 6 * w], S[r + 6 * w : r + 7 * w]
+                load(x, p.u + b * p.u_b + t * p.u_t + d * size_of(p.u_kind), count, p.u_kind)
+                load(dt, p.delta + b * p.delta_b + t * p.delta_t + d * size_of(p.delta_kind), count, p.delta_kind)
+                load(dy, p.dout + b * p.dout_b + t * p.dout_t + d * size_of(p.dout_kind), count, p.dout_kind)
+                if p.softplus != 0:
+                    for j in range(w):
+                        slope[j] = sigmoid(dt[j] + bias[j])
+                        dt[j] = softplus(dt[j] + bias[j])
+                else:
+                    for j in range(w):
+                        slope[j] = ONE
+                        dt[j] += bias[j]
+                for j in range(w):
+                    v[j] = dt[j] * x[j]
+                    y[j] = skip[j] * x[j]
+                at = ((b * p.length + t) * p.groups + g) * N * 4
+                B, C = floats(p.B + at, N), floats(p.C + at, N)
+                for n in range(N):
+                    b_n, c_n = B[n], C[n]
+                    before = S[hs + (i * N + n) * w : hs + (i * N + n + 1) * w]
+                    after = S[hs + ((i + 1) * N + n) * w : hs + ((i + 1) * N + n + 1) * w]
+                    decay = S[decays + (i * N + n) * w : decays + (i * N + n + 1) * w]
+                    a = S[As + n * w : As + n * w + w]
+                    if reset:
+                        for j in range(w):
+                            decay[j] = ZERO
+                            after[j] = v[j] * b_n
+                            y[j] += after[j] * c_n
+                    else:
+                        for j in range(w):
+                            factor = exp2(dt[j] * a[j])
+                            new = factor * before[j] + v[j] * b_n
+                            decay[j] = factor
+                            after[j] = new
+                            y[j] += new * c_n
+                if p.z != 0:
+                    load(z, p.z + b * p.z_b + t * p.z_t + d * size_of(p.z_kind), count, p.z_kind)
+                    for j in range(w):
+                        s = sigmoid(z[j])
+                        dz = dy[j] * y[j] * s * (ONE + z[j] * (ONE - s))
+                        dy[j] *= z[j] * s
+                        z[j] = dz
+                    store(p.dz + b * p.dz_b + t * p.dz_t + d * size_of(p.dz_kind), z, count, p.dz_kind)
+            for i in range(steps - 1, -1, -1):
+                t = first + i
+                r = of_step + 7 * i * w
+                dt, x, v, du = S[r : r + w], S[r + w : r + 2 * w], S[r + 2 * w : r + 3 * w], S[r + 3 * w : r + 4 * w]
+                dy, slope = S[r + 4 * w : r + 5 * w], S[r + 6 * w : r + 7 * w]
+                at = ((b * p.length + t) * p.groups + g) * N * 4
+                B, C = floats(p.B + at, N), floats(p.C + at, N)
+                dB, dC = floats(p.dB + dBC_at + at, N), floats(p.dC + dBC_at + at, N)
+                for j in range(w):
+                    dv[j] = ZERO
+                    ddt[j] = ZERO
+                for n in range(N):
+                    b_n, c_n = B[n], C[n]
+                    before = S[hs + (i * N + n) * w : hs + (i * N + n + 1) * w]
+                    after = S[hs + ((i + 1) * N + n) * w : hs + ((i + 1) * N + n + 1) * w]
+                    decay = S[decays + (i * N + n) * w : decays + (i * N + n + 1) * w]
+                    a, grad = S[As + n * w : As + n * w + w], S[gs + n * w : gs + n * w + w]
+                    dA = S[dAs + n * w : dAs + n * w + w]
+                    to_B, to_C = ZERO, ZERO
+                    for j in range(w):
+                        dh = grad[j] + c_n * dy[j]
+                        to_C += dy[j] * after[j]
+                        to_B += dh * v[j]
+                        dv[j] += dh * b_n
+                        carried = dh * decay[j]
+                        q = carried * before[j]
+                        ddt[j] += q * a[j]
+                        dA[j] += q * dt[j]
+                        grad[j] = carried
+                    dB[n] += to_B
+                    dC[n] += to_C
+                for j in range(w):
+                    slope[j] *= LN2 * ddt[j] + dv[j] * x[j]
+                    d_bias[j] += slope[j]
+                    dD[j] += dy[j] * x[j]
+                    du[j] = dv[j] * dt[j] + dy[j] * skip[j]
+                store(p.du + b * p.du_b + t * p.du_t + d * size_of(p.du_kind), du, count, p.du_kind)
+                store(
+                    p.ddelta + b * p.ddelta_b + t * p.ddelta_t + d * size_of(p.ddelta_kind), slope, count, p.ddelta_kind
+                )
+        for n in range(N):
+            at = ((b * N + n) * p.dim + d) * 4
+            store(p.dA + at, S[dAs + n * w : dAs + n * w + w], count, 0)
+            store(p.d_initial + at, S[gs + n * w : gs + n * w + w], count, 0)
+        store(p.dD + (b * p.dim + d) * 4, dD, count, 0)
+        store(p.d_bias + (b * p.dim + d) * 4, d_bias, count, 0)

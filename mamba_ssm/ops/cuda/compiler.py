@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from mamba_ssm.errors import BackendError
+from mamba_ssm.utils.cache import cache_folder
 
 SOURCES = Path(__file__).parent / "kernels"
 OLDEST = (8, 0)  # bf16 conversions
@@ -65,15 +66,6 @@ def compile_cubin(file: str, constants: Constants, architecture: str) -> bytes:
     _call(nvrtc.nvrtcDestroyProgram(program))
     _write(kept, bytes(cubin))
     return bytes(cubin)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: MAMBA_CACHE, or mamba_ssm in the user's folder for caches."""
-    if asked := os.environ.get("MAMBA_CACHE"):
-        return Path(asked)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "mamba_ssm" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mamba_ssm"
 
 
 class Kernel:

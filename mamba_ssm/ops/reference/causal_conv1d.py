@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_ssm.ops.layout import last_inputs
+
 
 def causal_conv1d_fn(
     x: Tensor,
@@ -54,9 +56,5 @@ def causal_conv1d_fn(
     out = y.to(x.dtype)
     if not return_final_states:
         return out
-    recent = x[..., max(0, length - (width - 1)) :]
-    final = torch.cat([before.to(x.dtype), recent], dim=-1)[..., recent.shape[-1] :]
-    if seq_idx is not None and length > 0:
-        ids = torch.cat([seq_idx[:, :1].expand(-1, width - 1), seq_idx[:, length - recent.shape[-1] :]], dim=-1)
-        final = final * (ids[:, recent.shape[-1] :] == ids[:, -1:])[:, None]
+    final = last_inputs(x, initial_states, width - 1, seq_idx)
     return out, final if final_states_out is None else final_states_out.copy_(final)
