@@ -68,6 +68,15 @@ def test_whoever_probes_for_what_is_left_out_finds_nothing():
         _ = mamba_ssm.Mamba2
 
 
+def test_importing_the_package_reaches_its_modules_as_attributes():
+    code = (
+        "import mamba_ssm; mamba_ssm.ops.triton.layer_norm.RMSNorm, mamba_ssm.modules.mamba_simple.Mamba,"
+        "mamba_ssm.ops.selective_scan_interface.selective_scan_fn, mamba_ssm.models.config_mamba.MambaConfig,"
+        "mamba_ssm.ops.triton.selective_state_update.selective_state_update, mamba_ssm.utils.generation.InferenceParams"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_sentence_is_there_without_torch():
     """A probe costs nothing, and its answer is the last line of the traceback."""
     code = (
