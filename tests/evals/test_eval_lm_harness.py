@@ -240,6 +240,20 @@ def test_the_question_searches_the_context(open_gates, book_text):
     ]
 
 
+@pytest.mark.parametrize(
+    ("doc", "context", "question"),
+    [
+        ({"question": "Where?"}, "A pier.\n\nQuestion: Where is it?\nAnswer:", "Where?"),
+        ({"question": {"stem": "Where?"}}, "A pier.\nQuestion: Where is it?\n\nAnswer: ", "Question: Where is it?"),
+        ({"goal": "Mend it"}, "Question: Mend it\nAnswer:", "Question: Mend it"),
+        ({"sentence": "..."}, "The jug would not fit because the jug", "The jug would not fit because the jug"),
+        ({}, "Answer:\n", "Answer:\n"),
+    ],
+)
+def test_where_the_question_is_found(doc, context, question):
+    assert lm_harness_eval.question_of(Instance("loglikelihood", doc, (context, " x"), 0)) == question
+
+
 def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
     empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps(empty))
