@@ -5,7 +5,8 @@
 
 The prompt is of random tokens, unless --prompt gives it as text. Times are medians after a run that is not counted,
 which compiles kernels and, on CUDA, captures the step as a graph. "prompt" is the time to the first new token, and
-"per token" the mean of those after it. Padding of the vocabulary is never sampled.
+"per token" the mean of those after it. "peak memory" is what tensors held on a GPU, or the whole process on a CPU.
+Padding of the vocabulary is never sampled. Arguments and defaults up to --batch are the original's.
 """
 
 from __future__ import annotations

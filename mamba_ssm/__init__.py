@@ -26,6 +26,10 @@ _HOMES = {
     "selective_state_update": "mamba_ssm.ops.selective_state_update",
 }
 
+# `import mamba_ssm` of the original loads its modules, so programs reach them as attributes, from these on.
+_PACKAGES = ("models", "modules", "ops", "utils")
+_LOADED = ("models.mixer_seq_simple", "ops.triton.layer_norm", "ops.triton.selective_state_update")
+
 __all__ = [
     "Answer",
     "Book",
@@ -41,6 +45,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        for module in _LOADED:
+            import_module(f"{__name__}.{module}")
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -19,3 +19,18 @@ class BackendError(MambaESIError):
 
 class QuestionError(MambaESIError):
     """A question, or a file of them, cannot be asked."""
+
+
+class LeftOutError(MambaESIError, ModuleNotFoundError):
+    """A part of the original mamba_ssm that this package lacks. Its modules raise it instead of being imported."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(left_out(what))
+
+
+def left_out(what: str) -> str:
+    """The one sentence for all of the original that is not here."""
+    return (
+        f"mamba-esi, the mamba_ssm that is installed here, lacks {what}: "
+        "where you need that, install the original mamba-ssm in another environment"
+    )

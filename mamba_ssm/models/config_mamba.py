@@ -6,7 +6,7 @@ import inspect
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mamba_ssm.errors import CheckpointError
+from mamba_ssm.errors import CheckpointError, left_out
 from mamba_ssm.modules.mamba_simple import Mamba
 from mamba_ssm.utils.hf import PUBLISHED, suggest
 
@@ -75,11 +75,11 @@ class MambaConfig:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} has the wrong type: {type(getattr(self, name)).__name__}")
         if self.d_intermediate != 0:
-            raise ValueError(f"d_intermediate {self.d_intermediate!r} asks for MLP layers, which this package lacks")
+            raise ValueError(f"d_intermediate is {self.d_intermediate!r}, and {left_out('MLP layers')}")
         if self.attn_layer_idx:
-            raise ValueError("attn_layer_idx asks for attention layers, which this package does not have")
+            raise ValueError(f"attn_layer_idx is {self.attn_layer_idx}, and {left_out('attention layers')}")
         if (layer := self.ssm_cfg.get("layer", "Mamba1")) != "Mamba1":
-            raise ValueError(f"ssm_cfg asks for {layer!r} layers: this package has Mamba1 only")
+            raise ValueError(f"ssm_cfg.layer is {layer!r}, and {left_out('all layers but Mamba1')}")
         options = set(inspect.signature(Mamba).parameters) - {"d_model", "layer_idx", "device", "dtype"} | {"layer"}
         if unknown := sorted(set(self.ssm_cfg) - options):
             raise ValueError(f"ssm_cfg has {', '.join(unknown)}, which the Mamba layer does not take")

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from mamba_ssm.utils.cuda_graph import DecodingCGCache, update_graph_cache
-from mamba_ssm.utils.sampling import modify_logit_for_repetition_penalty, sample
+from mamba_ssm.utils.sampling import (
+    modify_logit_for_repetition_penalty,
+    modify_logits_for_min_p_filtering,
+    modify_logits_for_top_k_filtering,
+    modify_logits_for_top_p_filtering,
+    sample,
+)
 
 __all__ = [
     "DecodingCGCache",
@@ -23,6 +29,10 @@ __all__ = [
     "GenerationOutput",
     "InferenceParams",
     "decode",
+    "modify_logit_for_repetition_penalty",
+    "modify_logits_for_min_p_filtering",
+    "modify_logits_for_top_k_filtering",
+    "modify_logits_for_top_p_filtering",
     "sample",
     "update_graph_cache",
 ]

@@ -4,6 +4,7 @@ import json
 
 import benchmark_generation_mamba_simple as benchmark
 import pytest
+import torch
 
 from mamba_ssm import MambaLMHeadModel
 from mamba_ssm.utils import hf
@@ -67,6 +68,28 @@ def test_the_originals_arguments_reach_generate(tiny_geometry, calls, capsys):
     assert lines["model"].endswith("bfloat16")
     assert lines["generation"] == "temperature 0.7, topk 5, topp 0.9, minp 0.05, repetition penalty 1.2"
     assert {"prompt", "per", "peak"} <= lines.keys()
+
+
+def test_defaults_are_the_originals():
+    expected = {
+        "prompt": None,
+        "promptlen": 100,
+        "genlen": 100,
+        "temperature": 1.0,
+        "topk": 1,
+        "topp": 1.0,
+        "minp": 0.0,
+    }
+    expected |= {"model_name": "state-spaces/mamba-130m", "repetition_penalty": 1.0, "batch": 1}
+    assert expected.items() <= vars(benchmark.parse([])).items()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(tiny_geometry, capsys):
+    status, said = run(capsys, "--model-name", NAME, "--random-weights", "--device", "cuda")
+    assert (status, said.out) == (1, "")
+    assert "--device cpu" in said.err
+    assert said.err.count("\n") == 1
 
 
 def test_one_new_token_has_no_time_per_token(tiny_geometry, capsys):

@@ -13,10 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import mamba_ssm
+from mamba_ssm.cli.doctor import faster
 from mamba_ssm.cli.main import app
+from mamba_ssm.ops import backend
 
 QUESTION = "Who planted 42 trees near Zürich in chapter 6?"
 COMMAND = [sys.executable, "-m", "mamba_ssm.cli.main"]
@@ -129,19 +132,60 @@ def test_without_esi(book_path, tiny_model):
     assert json.loads(result.stdout)["evidence"] == []
 
 
-def test_doctor(tmp_path):
+def test_doctor():
     text = run("doctor").stdout
     assert f"mamba-esi {mamba_ssm.__version__}" in text
-    assert "selective_scan on cpu: " in text
     found = json.loads(run("doctor", "--json").stdout)
     assert found["mamba_esi"] == mamba_ssm.__version__
-    assert {choice["op"] for choice in found["backends"]} >= {"selective_scan", "layer_norm"}
+    ops = {choice["op"] for choice in found["backends"] if choice["device"] == "cpu"}
+    assert ops == set(backend.OPS)
+    for choice in found["backends"]:
+        assert f"{choice['op']} on {choice['device']}: {choice['backend']}, {choice['reason']}\n" in text
+        hint = choice["faster"] or "nothing, this is the fastest there is"
+        assert re.search(rf"^what would make .+ faster on {choice['device']}: {re.escape(hint)}$", text, re.M)
 
 
-def test_doctor_names_whoever_shares_the_folder(monkeypatch):
-    owners = {"mamba_ssm": ["mamba_esi", "mamba-ssm"]}
-    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: owners)
-    assert "pip uninstall mamba-ssm" in run("doctor").stdout
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_says_what_would_be_faster_than_what_is_asked_for(monkeypatch):
+    monkeypatch.delenv("MAMBA_BACKEND", raising=False)
+    assert re.search("^what would make every op faster on cpu: .*GPU", run("doctor").stdout, re.M)
+    monkeypatch.setenv("MAMBA_BACKEND", "reference")
+    said = run("doctor").stdout
+    assert "selective_scan on cpu: reference, asked for by name\n" in said
+    assert "what would make every op faster on cpu: unset MAMBA_BACKEND, which asks for reference" in said
+
+
+def test_doctor_repeats_what_a_slow_path_lacks():
+    choice = backend.Choice("layer_norm", "cuda", "reference", "there is no Triton: pip install triton", slow=True)
+    assert faster(choice) == choice.reason
+    assert faster(choice._replace(slow=False)) is None
+
+
+def install(folder, name, **files):
+    """What an installer leaves of a distribution: its metadata, with the list of its files or of its packages."""
+    info = folder / f"{name}-1.2.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2.0\n")
+    for file, text in files.items():
+        (info / file.replace("__", ".")).write_text(text)
+
+
+def test_doctor_names_whoever_shares_the_folders(tmp_path, monkeypatch):
+    before = json.loads(run("doctor", "--json").stdout)["conflicts"]
+    install(tmp_path / "mine", "mamba_esi", RECORD="mamba_ssm/__init__.py,,\ncausal_conv1d/__init__.py,,\n")
+    install(tmp_path / "a", "mamba_ssm", RECORD="mamba_ssm/__init__.py,,\nselective_scan_cuda.so,,\n")
+    install(tmp_path / "b", "causal_conv1d", top_level__txt="causal_conv1d\ncausal_conv1d_cuda\n")
+    install(tmp_path / "c", "fork", RECORD="mamba_ssm/ops/x.py,,\ncausal_conv1d/x.py,,\n")
+    install(tmp_path / "d", "bystander", RECORD="mamba_ssm_tools/__init__.py,,\n")
+    for folder in tmp_path.iterdir():
+        monkeypatch.syspath_prepend(folder)
+    theirs = {"mamba-ssm": ["mamba_ssm"], "causal-conv1d": ["causal_conv1d"], "fork": ["mamba_ssm", "causal_conv1d"]}
+    assert json.loads(run("doctor", "--json").stdout)["conflicts"] == before | theirs
+    said = run("doctor").stdout
+    assert "conflict: mamba-ssm owns mamba_ssm too" in said
+    assert "conflict: fork owns mamba_ssm and causal_conv1d too" in said
+    assert "pip uninstall causal-conv1d, then install mamba-esi again" in said
+    assert "bystander" not in said
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,38 +16,56 @@ pytest.importorskip("accelerate")
 
 import lm_harness_eval
 from lm_eval.api.instance import Instance
+from lm_eval.models.mamba_lm import MambaLMWrapper
 
 from mamba_ssm.errors import CheckpointError
+from mamba_ssm.models.convert import convert
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-TASKS = "local_multiple_choice,local_last_word,local_generation,local_rolling"
+TASKS = "local_multiple_choice,local_fill_in,local_last_word,local_generation,local_rolling"
+
+
+def arguments_of(model, model_args, batch_size, out):
+    """The command line on all local tasks."""
+    asked = f"--model {model} --model_args {model_args} --tasks {TASKS} --device cpu --batch_size {batch_size}"
+    return [*asked.split(), *f"--include_path tests/evals/tasks --log_samples --output_path {out}".split()]
+
+
+def written(out):
+    """The results that a command wrote, and the samples of each task."""
+    (results,) = out.rglob("results_*.json")
+    samples = {
+        file.name.split("_2")[0].removeprefix("samples_local_"): sorted(
+            map(json.loads, file.read_text(encoding="utf-8").splitlines()), key=lambda sample: sample["doc_id"]
+        )
+        for file in out.rglob("samples_*.jsonl")
+    }
+    return json.loads(results.read_text())["results"], samples
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Run the harness's command line; returns the results and the samples of each task that it wrote."""
+    """Run the script's command line; returns what it wrote."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.chdir(ROOT)
 
-    def run(model, folder, batch_size, more=""):
+    def run(model, folder, batch_size):
         out = tmp_path / f"{model}{batch_size}"
-        arguments = f"--model {model} --model_args pretrained={folder}{more} --tasks {TASKS} --device cpu"
-        local = f"--batch_size {batch_size} --include_path tests/evals/tasks --log_samples --output_path {out}"
-        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments.split(), *local.split()])
+        arguments = arguments_of(model, f"pretrained={folder}", batch_size, out)
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
         lm_harness_eval.cli_evaluate()
-        (results,) = out.rglob("results_*.json")
-        samples = {
-            file.name.split("_2")[0].removeprefix("samples_local_"): sorted(
-                map(json.loads, file.read_text(encoding="utf-8").splitlines()), key=lambda sample: sample["doc_id"]
-            )
-            for file in out.rglob("samples_*.jsonl")
-        }
-        return json.loads(results.read_text())["results"], samples
+        return written(out)
 
     return run
+
+
+def declare_tokenizer(folder):
+    """What transformers needs beside tokenizer.json."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session")
@@ -90,21 +110,25 @@ def continuation(folder, context, question=None):
     return text.partition("\n")[0].partition("Question:")[0]
 
 
-def generation(context, until):
-    return Instance("generate_until", {}, (context, {"until": until, "max_gen_toks": 24}), 0)
+def generation(context, until, **how):
+    return Instance("generate_until", {}, (context, {"until": until, "max_gen_toks": 24, **how}), 0)
 
 
-def check_numbers(folder, samples):
+def check_numbers(folder, samples, off=1e-3):
     for sample in samples["multiple_choice"]:
         doc = sample["doc"]
         for text, ((value, _),) in zip(doc["choices"]["text"], sample["resps"], strict=True):
             assert float(value) == pytest.approx(
-                log_likelihood(folder, f"Question: {doc['question']}\nAnswer:", f" {text}"), abs=1e-3
+                log_likelihood(folder, f"Question: {doc['question']}\nAnswer:", f" {text}"), abs=off
             )
+    for sample in samples["fill_in"]:
+        before, after = sample["doc"]["sentence"].split("_")
+        for option, ((value, _),) in zip(("option1", "option2"), sample["resps"], strict=True):
+            assert float(value) == pytest.approx(log_likelihood(folder, before + sample["doc"][option], after), abs=off)
     for sample in samples["last_word"]:
         context, _, word = sample["doc"]["text"].rpartition(" ")
         ((value, _),) = sample["resps"][0]
-        assert float(value) == pytest.approx(log_likelihood(folder, context, f" {word}"), abs=1e-3)
+        assert float(value) == pytest.approx(log_likelihood(folder, context, f" {word}"), abs=off)
 
 
 @pytest.mark.parametrize(("model", "batch_size"), [("mamba", 1), ("mamba", 4), ("mamba_esi", 4)])
@@ -120,13 +144,34 @@ def test_numbers_are_the_models_own(command, plain_model, model, batch_size):
         assert answer == continuation(plain_model, context)
 
 
-def test_the_harness_own_model_finds_this_package(command, plain_model, tmp_path):
-    folder = shutil.copytree(plain_model, tmp_path / "model")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    _, samples = command("mamba_ssm", folder, 4, f",tokenizer={folder},dtype=float32")
-    check_numbers(folder, samples)
-    assert len(samples["generation"]) == 2
+def test_hf_gives_a_converted_checkpoint_the_same_numbers(command, plain_model, tmp_path):
+    folder = tmp_path / "model"
+    convert(plain_model, folder, "transformers")
+    declare_tokenizer(folder)
+    check_numbers(plain_model, command("hf", folder, 4)[1])
+
+
+def test_the_harness_without_the_script(plain_model, tmp_path):
+    """Its command with nothing but the folder: the tokenizer is then the published checkpoints', and half precision the
+    default."""
+    hub = tmp_path / "hub" / "models--EleutherAI--gpt-neox-20b"
+    snapshot = hub / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(Path(plain_model) / "tokenizer.json", snapshot)  # not theirs: it has to fit the tiny model
+    declare_tokenizer(snapshot)
+    (snapshot / "config.json").write_text('{"model_type": "gpt_neox"}')
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("0" * 40)
+    places = {"HF_HUB_CACHE": str(hub.parent), "HF_DATASETS_CACHE": str(tmp_path / "datasets"), "HF_HUB_OFFLINE": "1"}
+    arguments = arguments_of("mamba_ssm", f"pretrained={plain_model}", 1, tmp_path / "out")
+    command = [sys.executable, "-m", "lm_eval", *arguments]
+    done = subprocess.run(command, env=os.environ | places, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, samples = written(tmp_path / "out")
+    check_numbers(plain_model, samples, off=0.1)
+    answers = [sample["resps"][0][0] for sample in samples["generation"]]
+    assert len(answers) == 2
+    assert not any("\n" in answer or "Question:" in answer for answer in answers)
 
 
 def test_generation_ends_a_row_at_its_stop_string(plain_model):
@@ -140,6 +185,36 @@ def test_generation_ends_a_row_at_its_stop_string(plain_model):
     for context, text in zip(contexts, whole, strict=True):
         assert lm.generate_until([generation(context, [stop])], disable_tqdm=True) == [text.partition(stop)[0]]
     assert lengths[0] < lm.tok_batch_encode(contexts[:1])[0].shape[1] + 24
+
+
+def open_model(kind, folder):
+    """The script's class, or the harness's own."""
+    tokenizer = lm_harness_eval.folder_tokenizer(folder)
+    return kind(folder, tokenizer=tokenizer, dtype="float32", device="cpu", batch_size=1)
+
+
+def test_the_harness_own_class_cuts_at_stop_strings(plain_model):
+    lm = open_model(MambaLMWrapper, plain_model)
+    context = "The ferry leaves the north pier at seven."
+    (whole,) = lm.generate_until([generation(context, ["\n", "Question:"])], disable_tqdm=True)
+    assert whole == continuation(plain_model, context)
+    stop = whole[8:11]
+    assert lm.generate_until([generation(context, [stop])], disable_tqdm=True) == [whole.partition(stop)[0]]
+
+
+@pytest.mark.parametrize("kind", [lm_harness_eval.MambaLM, MambaLMWrapper])
+def test_tasks_that_sample(plain_model, kind):
+    lm = open_model(kind, plain_model)
+    how = {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "top_k": 50}
+
+    def sampled(seed, until):
+        torch.manual_seed(seed)
+        return lm.generate_until([generation("Salt", until, **how)], disable_tqdm=True)[0]
+
+    texts = [sampled(seed, []) for seed in range(3)]
+    assert len(set(texts)) > 1
+    stop = texts[0][6:8]
+    assert sampled(0, [stop]) == texts[0].partition(stop)[0]
 
 
 def test_the_question_searches_the_context(open_gates, book_text):
@@ -163,6 +238,20 @@ def test_the_question_searches_the_context(open_gates, book_text):
         continuation(open_gates, request.args[0], question)
         for request, question in zip(requests[::2], questions, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("doc", "context", "question"),
+    [
+        ({"question": "Where?"}, "A pier.\n\nQuestion: Where is it?\nAnswer:", "Where?"),
+        ({"question": {"stem": "Where?"}}, "A pier.\nQuestion: Where is it?\n\nAnswer: ", "Question: Where is it?"),
+        ({"goal": "Mend it"}, "Question: Mend it\nAnswer:", "Question: Mend it"),
+        ({"sentence": "..."}, "The jug would not fit because the jug", "The jug would not fit because the jug"),
+        ({}, "Answer:\n", "Answer:\n"),
+    ],
+)
+def test_where_the_question_is_found(doc, context, question):
+    assert lm_harness_eval.question_of(Instance("loglikelihood", doc, (context, " x"), 0)) == question
 
 
 def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
