@@ -41,6 +41,7 @@ class InferenceParams:
     batch_size_offset: int = 0
     key_value_memory_dict: dict[Any, Any] = field(default_factory=dict)
     lengths_per_sample: Tensor | None = None
+    dtypes: dict[int, torch.dtype] = field(default_factory=dict)  # of each layer's weights when the text began
 
     def reset(self, max_seqlen: int, max_batch_size: int) -> None:
         """Start another text. The tables stay: the next call at offset 0 overwrites them."""
