@@ -96,5 +96,7 @@ def _check(path: str | os.PathLike[str], tensors: dict[str, Tensor], model: Mamb
         if tensor.shape != wanted[name]:
             shapes = f"{tuple(tensor.shape)}, and the model's is {tuple(wanted[name])}"
             raise CheckpointError(f"{path}: the state {name} has the shape {shapes}: it is another model's or batch's")
-        if not tensor.is_floating_point() or (name.endswith("ssm") and tensor.dtype not in (torch.float32, torch.float64)):
+        if not tensor.is_floating_point() or (
+            name.endswith("ssm") and tensor.dtype not in (torch.float32, torch.float64)
+        ):
             raise CheckpointError(f"{path}: the state {name} is in {tensor.dtype}: it must be as the model returned it")

@@ -44,9 +44,29 @@ def sequence_index(hidden_states: Tensor, seq_idx: Tensor | None, cu_seqlens: Te
 def _without_padding(seq_idx: Tensor, padding: Tensor) -> Tensor:
     """seq_idx (B, L), where padding (B, L) is of the sequence before it, or of the first one: it begins no new one."""
     length = seq_idx.shape[1]
-    first = (~padding).cumsum(-1).eq(0).sum(-1, keepdim=True).clamp(max=length - 1)
+    first = _in_front(padding).clamp(max=length - 1)
     at = torch.arange(length, device=padding.device).masked_fill(padding, 0).cummax(-1).values.maximum(first)
     return seq_idx.gather(1, at)
+
+
+def _behind_padding(before: Tensor, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns (B, D, W) read before x (B, D, L), moved over the padding (B, 1, L) in front of each row's text.
+
+    Returned as the first W columns and the L others: the convolution then finds them right before the text. A row
+    without text stays as it is.
+    """
+    width, length = before.shape[-1], x.shape[-1]
+    front = _in_front(padding)
+    front = front.masked_fill(front == length, 0)
+    at = torch.arange(width + length, device=x.device)
+    at = torch.where(at < front, at + width, torch.where(at < front + width, at - front, at))
+    columns = torch.cat([before, x], dim=-1).gather(2, at.expand(-1, x.shape[1], -1))
+    return columns[..., :width], columns[..., width:]
+
+
+def _in_front(padding: Tensor) -> Tensor:
+    """How much padding (..., L) each row has in front: (..., 1)."""
+    return padding.long().cumprod(-1).sum(-1, keepdim=True)
 
 
 class Mamba(nn.Module):
@@ -172,6 +192,8 @@ class Mamba(nn.Module):
         if padding is not None:
             x = x.masked_fill(padding, 0)  # as before the first token
             seq_idx = None if seq_idx is None else _without_padding(seq_idx, padding.squeeze(1))
+            if conv_in is not None:
+                conv_in, x = _behind_padding(conv_in.to(x.dtype), x, padding)
         conv_out = self._last_inputs(x, conv_in, padding, seq_idx) if want_state else None
         x = causal_conv1d_fn(
             x,
@@ -220,9 +242,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
         )
 
-    def _last_inputs(
-        self, x: Tensor, before: Tensor | None, padding: Tensor | None, seq_idx: Tensor | None
-    ) -> Tensor:
+    def _last_inputs(self, x: Tensor, before: Tensor | None, padding: Tensor | None, seq_idx: Tensor | None) -> Tensor:
         """The last W columns (B, D, W) of what the convolution has read, up to x (B, D, L): zeros at the start."""
         width = self.d_conv
         before = x.new_zeros(*x.shape[:2], width) if before is None else before.to(x.dtype)
@@ -296,13 +316,5 @@ class Mamba(nn.Module):
         conv_state, ssm_state = caches[self.layer_idx]
         if conv_state.shape[0] < stop:
             raise ValueError(f"the cache has {conv_state.shape[0]} rows and the batch needs {stop}: allocate more")
-        weight = self.out_proj.weight
-        if params.seqlen_offset == 0:
-            params.dtypes[self.layer_idx] = weight.dtype
-        before = params.dtypes.setdefault(self.layer_idx, weight.dtype)
-        if before != weight.dtype or conv_state.device != weight.device:
-            raise ValueError(
-                f"the cache is of a model in {before} on {conv_state.device}, which is now in {weight.dtype} on "
-                f"{weight.device}: start the text again, with new InferenceParams"
-            )
+        params.check_unmoved(self.layer_idx, self.out_proj.weight, conv_state.device)
         return conv_state[start:stop], ssm_state[start:stop]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mamba_ssm.ops import backend
-from mamba_ssm.ops.library import operator
+from mamba_ssm.ops.library import define_operator
 from mamba_ssm.ops.reference.causal_conv1d import causal_conv1d_fn as causal_conv1d_ref
 
 
@@ -58,7 +58,7 @@ def _fake_convolve(
     return torch.empty_like(x), final
 
 
-_operator = operator(
+_operator = define_operator(
     "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states,"
     " bool return_final_states, str? activation) -> (Tensor, Tensor)",
     _convolve,

@@ -17,7 +17,7 @@ _library = torch.library.Library("mamba_ssm", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
-def operator(
+def define_operator(
     schema: str, run: Callable[..., tuple[Tensor, ...]], fake: Callable[..., tuple[Tensor, ...]]
 ) -> Callable[..., Any]:
     """Define an operator, and `NAME_backward`, its gradient; return what calls it.
@@ -52,7 +52,11 @@ def operator(
 
     for definition, real, unwritten in (
         (schema, forward, fake),
-        (f"{name}_backward(Tensor?[] grads, bool[] wanted, {rest.partition(') ->')[0]}) -> Tensor[]", backward, fake_backward),
+        (
+            f"{name}_backward(Tensor?[] grads, bool[] wanted, {rest.partition(') ->')[0]}) -> Tensor[]",
+            backward,
+            fake_backward,
+        ),
     ):
         _library.define(definition, tags=_TAGS)
         _library.impl(definition.partition("(")[0], real, "CompositeExplicitAutograd")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn
-from mamba_ssm.ops.library import operator
+from mamba_ssm.ops.library import define_operator
 from mamba_ssm.ops.reference.selective_scan import selective_scan_fn as selective_scan_ref
 
 __all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
@@ -75,7 +75,7 @@ def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, *_: Any) -> tuple[Tensor, Te
     return torch.empty_like(u), u.new_empty(*u.shape[:2], A.shape[1], dtype=dtype)
 
 
-_operator = operator(
+_operator = define_operator(
     "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
     " bool delta_softplus, Tensor? initial_state, Tensor? seq_idx) -> (Tensor, Tensor)",
     _scan,

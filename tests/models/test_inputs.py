@@ -75,14 +75,14 @@ def packed_rows(draw):
     row = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=3)
     rows = draw(st.lists(row, min_size=1, max_size=3))
     length = max(sum(pad + n for pad, n in row) for row in rows) + draw(st.integers(0, 3))
-    return rows, length, draw(st.integers(0, length)), draw(st.booleans())
+    return rows, length, draw(st.integers(0, length)), draw(st.integers(0, 5)), draw(st.booleans())
 
 
 @settings(deadline=None, max_examples=40)
 @given(packed_rows())
 def test_any_packing_and_padding_in_any_split_is_each_text_alone(model, case):
-    """Two chunks, cut anywhere; in each a state belongs to the row's text, and padding may bear any text's number."""
-    rows, length, cut, own_number = case
+    """Two chunks, cut anywhere, the second padded in front of its texts too; padding may bear any text's number."""
+    rows, length, cut, gap, own_number = case
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(0, VOCABULARY, (len(rows), length), generator=generator)
     seq_idx = torch.full((len(rows), length), -1 if own_number else 3)
@@ -107,13 +107,13 @@ def test_any_packing_and_padding_in_any_split_is_each_text_alone(model, case):
     ).view(-1, 1, 1)
     states = [tuple(part * goes_on for part in state) for state in before.states]
     after = model(
-        ids[:, second],
-        attention_mask=mask[:, second],
-        seq_idx=seq_idx[:, second],
+        torch.nn.functional.pad(ids[:, second], (gap, 0)),
+        attention_mask=torch.nn.functional.pad(mask[:, second], (gap, 0)),
+        seq_idx=torch.nn.functional.pad(seq_idx[:, second], (gap, 0), value=7),
         initial_states=states,
         return_states=True,
     )
-    logits = torch.cat([before.logits, after.logits], 1)
+    logits = torch.cat([before.logits, after.logits[:, gap:]], 1)
     alone = [model(ids[r : r + 1, span], return_states=True) for r, span in spans]
     assert_same([logits[span_row, span] for span_row, span in spans], [out.logits[0] for out in alone], model)
     last = {r: out.states for (r, _), out in zip(spans, alone, strict=True)}
@@ -121,6 +121,15 @@ def test_any_packing_and_padding_in_any_split_is_each_text_alone(model, case):
         for ours, theirs in zip(after.states, expected, strict=True):
             for part, whole in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(part[r : r + 1], whole, **CLOSE)
+
+
+def test_padding_in_front_of_a_chunk_does_not_part_it_from_its_state(model):
+    ids = text(8)
+    states = model(ids[:, :5], return_states=True).states
+    chunk, mask = torch.cat([ids[:, :2], ids[:, 5:]], 1), torch.tensor([[0, 0, 1, 1, 1]])
+    for seq_idx in (None, torch.tensor([[9, 9, 0, 0, 0]])):
+        logits = model(chunk, initial_states=states, attention_mask=mask, seq_idx=seq_idx).logits
+        torch.testing.assert_close(logits[:, 2:], model(ids).logits[:, 5:], **CLOSE)
 
 
 @settings(deadline=None, max_examples=15)
@@ -279,16 +288,26 @@ def test_a_model_that_moves_in_the_middle_of_a_text_is_told_to_start_again():
         params.seqlen_offset = 5
         model.to(torch.bfloat16)
         for more in (1, 3):
-            with pytest.raises(ValueError, match=r"float32 on cpu, which is now in torch.bfloat16 .*start the text"):
+            with pytest.raises(ValueError, match=r"float32 on cpu, which is now in torch.bfloat16 .*start it again"):
                 model(text(more), inference_params=params)
         params.reset(9, 1)
         assert model(text(5), inference_params=params).logits.dtype == torch.bfloat16
         params.seqlen_offset = 5
         assert model(text(1), inference_params=params).logits.isfinite().all()
+    model, params, question = (
+        new_model(n_layer=3, esi={"d_read": 32, "n_read": 1}),
+        InferenceParams(500, 1),
+        text(4).clamp(min=1),
+    )
+    with torch.no_grad():
+        model(text(210), question, inference_params=params)
+        params.seqlen_offset = 210
+        with pytest.raises(ValueError, match="start it again"):
+            model.to(torch.bfloat16)(text(250), question, inference_params=params)
     layer, params = Mamba(8, layer_idx=0), InferenceParams(9, 1)
     layer(torch.randn(1, 3, 8), inference_params=params)
     for params.seqlen_offset in (0, 3):
-        with pytest.raises(ValueError, match="on cpu, which is now in torch.float32 on meta: start the text again"):
+        with pytest.raises(ValueError, match="on cpu, which is now in torch.float32 on meta: start it again"):
             layer.to("meta")(torch.randn(1, 3, 8, device="meta"), inference_params=params)
 
 

@@ -88,6 +88,12 @@ def test_complex_A_and_no_tokens_compile_too() -> None:
     out, last = scan(*empty[0], A.real, *empty[1], return_last_state=True, initial_state=state)
     assert out.shape == (BATCH, DIM, 0)
     torch.testing.assert_close(last, state)
+    # The reference returns the very state: an operator must not.
+    with backend.use("reference"):
+        scan = torch.ops.mamba_ssm.selective_scan.default
+        torch.library.opcheck(
+            scan, (*empty[0], A.real, *empty[1], None, None, None, False, state.requires_grad_(), None)
+        )
 
 
 def test_a_compiled_convolution_gives_its_state_where_it_is_asked_to() -> None:
