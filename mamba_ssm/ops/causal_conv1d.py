@@ -82,7 +82,7 @@ def causal_conv1d_update(
     new = x.unsqueeze(-1) if x.dim() == 2 else x
     state = conv_state[..., conv_state.shape[-1] - (weight.shape[1] - 1) :]
     # The compiler makes one kernel of a step in plain PyTorch, with what is around it.
-    convolve = causal_conv1d_ref if torch.compiler.is_compiling() else causal_conv1d_fn
+    convolve: Callable[..., Any] = causal_conv1d_ref if torch.compiler.is_compiling() else causal_conv1d_fn
     out = convolve(new, weight, bias, initial_states=state, activation=activation)
     conv_state.copy_(torch.cat([conv_state, new.to(conv_state.dtype)], dim=-1)[..., new.shape[-1] :])
     return out.squeeze(-1) if x.dim() == 2 else out

@@ -50,18 +50,6 @@ def define_operator(
     def fake_backward(grads: list[Tensor | None], wanted: list[bool], *inputs: Any) -> list[Tensor]:
         return [torch.empty_like(m) for m, want in zip(inputs, wanted, strict=True) if want]
 
-    for definition, real, unwritten in (
-        (schema, forward, fake),
-        (
-            f"{name}_backward(Tensor?[] grads, bool[] wanted, {rest.partition(') ->')[0]}) -> Tensor[]",
-            backward,
-            fake_backward,
-        ),
-    ):
-        _library.define(definition, tags=_TAGS)
-        _library.impl(definition.partition("(")[0], real, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"mamba_ssm::{definition.partition('(')[0]}", unwritten, lib=_library)
-
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(m if isinstance(m, Tensor) else None for m in inputs))
@@ -70,11 +58,23 @@ def define_operator(
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = [other if m is None else m for m, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
         wanted = list(ctx.needs_input_grad)
-        made = iter(getattr(torch.ops.mamba_ssm, f"{name}_backward")(grads, wanted, *inputs))
+        made = iter(run_backward(grads, wanted, *inputs))
         return tuple(next(made) if want else None for want in wanted)
 
+    arguments = rest.partition(") ->")[0]
+    run_forward = _define(name, f"({rest}", forward, fake)
     torch.library.register_autograd(f"mamba_ssm::{name}", differentiate, setup_context=keep, lib=_library)
+    signature = f"(Tensor?[] grads, bool[] wanted, {arguments}) -> Tensor[]"
+    run_backward = _define(f"{name}_backward", signature, backward, fake_backward)
+    # What PyTorch puts here otherwise turns autograd off inside.
     _library.impl(f"{name}_backward", torch.library.fallthrough_kernel, "Autograd")
+    return run_forward
+
+
+def _define(name: str, signature: str, real: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    _library.define(name + signature, tags=_TAGS)
+    _library.impl(name, real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mamba_ssm::{name}", fake, lib=_library)
     return getattr(torch.ops.mamba_ssm, name)
 
 

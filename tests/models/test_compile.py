@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, activation checkpointing and autocast: the same model, whole, with the same gradients."""
+"""torch.compile, torch.export, activation checkpointing and autocast: the same model with the same gradients."""
 
 import io
 import shutil
