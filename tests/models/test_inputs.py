@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -326,3 +327,15 @@ def test_models_are_copied_and_pickled_without_their_graphs(tmp_path):
     assert model._decoding_cache.pool is step
     config = MambaConfig(d_model=8, n_layer=1, vocab_size=20, esi={"d_read": 32})
     assert unpickled(config) == copy.deepcopy(config) == config
+
+
+def test_the_document_runs_as_it_stands(tmp_path, monkeypatch):
+    document = Path(__file__).parents[2] / "docs/inputs.md"
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)), names)
+    whole = names["model"](names["ids"]).logits
+    torch.testing.assert_close(names["second"].logits, whole[:, 7:], **CLOSE)
+    torch.testing.assert_close(names["logits"], whole[:, -1:], **CLOSE)
+    logits, _ = names["program"].module()(names["ids"][:, 7:8], names["first"].states)
+    torch.testing.assert_close(logits, whole[:, 7:8], **CLOSE)
