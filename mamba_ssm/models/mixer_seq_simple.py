@@ -303,6 +303,20 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         hidden_states, states = made if return_states else (made, None)
         return CausalLMOutput(self.lm_head(hidden_states[:, -num_last_tokens:]), hits, states)
 
+    def save_states(self, states: Sequence[MambaState], path: str | os.PathLike[str]) -> None:
+        """Write a state per layer, as ``return_states`` gives them, to a safetensors file; never half a one.
+
+        Raises CheckpointError where they are not this model's.
+        """
+        states_file.save(self, states, path)
+
+    def load_states(self, path: str | os.PathLike[str]) -> list[MambaState]:
+        """The states that ``save_states`` wrote, on this model's device: for ``initial_states``, or for a cache.
+
+        Raises CheckpointError where the file is damaged, or comes from a model of another config or dtype.
+        """
+        return states_file.load(self, path)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -322,17 +336,3 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors; nothing half-written is ever seen under those names."""
         checkpoint.save(self, self.config.to_dict(), save_directory)
-
-    def save_states(self, states: Sequence[MambaState], path: str | os.PathLike[str]) -> None:
-        """Write a state per layer, as ``return_states`` gives them, to a safetensors file; never half a one.
-
-        Raises CheckpointError where they are not this model's.
-        """
-        states_file.save(self, states, path)
-
-    def load_states(self, path: str | os.PathLike[str]) -> list[MambaState]:
-        """The states that ``save_states`` wrote, on this model's device: for ``initial_states``, or for a cache.
-
-        Raises CheckpointError where the file is damaged, or comes from a model of another config or dtype.
-        """
-        return states_file.load(self, path)

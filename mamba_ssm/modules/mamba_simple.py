@@ -32,13 +32,14 @@ def sequence_index(hidden_states: Tensor, seq_idx: Tensor | None, cu_seqlens: Te
     if cu_seqlens is None:
         if seq_idx is not None and seq_idx.shape != (batch, length):
             raise ValueError(f"seq_idx {tuple(seq_idx.shape)} must name a sequence for each token, {(batch, length)}")
-        return seq_idx
+        return None if seq_idx is None else seq_idx.to(hidden_states.device)
     if seq_idx is not None:
         raise ValueError("seq_idx and cu_seqlens both say where sequences begin: pass one")
     if batch != 1:
         raise ValueError(f"cu_seqlens packs sequences in one row, and there are {batch}: pass seq_idx")
-    at = torch.arange(length, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.searchsorted(cu_seqlens[1:].contiguous(), at, right=True, out_int32=True).unsqueeze(0)
+    ends = cu_seqlens[1:].to(hidden_states.device)
+    at = torch.arange(length, device=ends.device, dtype=ends.dtype)
+    return torch.searchsorted(ends.contiguous(), at, right=True, out_int32=True).unsqueeze(0)
 
 
 def _without_padding(seq_idx: Tensor, padding: Tensor) -> Tensor:
