@@ -27,14 +27,19 @@ MambaState = tuple[Tensor, Tensor]
 
 
 def sequence_index(hidden_states: Tensor, seq_idx: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
-    """The sequence that each token of hidden_states (B, L, M) belongs to, (B, L); None where nothing is packed."""
+    """The sequence that each token of hidden_states (B, L, M) belongs to, (B, L); None where nothing is packed.
+
+    Tokens after the end that cu_seqlens (S + 1,) names are a sequence of their own.
+    """
     batch, length = hidden_states.shape[:2]
-    if cu_seqlens is None:
-        if seq_idx is not None and seq_idx.shape != (batch, length):
-            raise ValueError(f"seq_idx {tuple(seq_idx.shape)} must name a sequence for each token, {(batch, length)}")
-        return None if seq_idx is None else seq_idx.to(hidden_states.device)
     if seq_idx is not None:
-        raise ValueError("seq_idx and cu_seqlens both say where sequences begin: pass one")
+        if cu_seqlens is not None:
+            raise ValueError("seq_idx and cu_seqlens both say where sequences begin: pass one")
+        if seq_idx.shape != (batch, length):
+            raise ValueError(f"seq_idx {tuple(seq_idx.shape)} must name a sequence for each token, {(batch, length)}")
+        return seq_idx.to(hidden_states.device)
+    if cu_seqlens is None:
+        return None
     if batch != 1:
         raise ValueError(f"cu_seqlens packs sequences in one row, and there are {batch}: pass seq_idx")
     ends = cu_seqlens[1:].to(hidden_states.device)
