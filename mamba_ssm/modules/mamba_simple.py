@@ -31,15 +31,15 @@ def sequence_index(hidden_states: Tensor, seq_idx: Tensor | None, cu_seqlens: Te
 
     Tokens after the end that cu_seqlens (S + 1,) names are a sequence of their own.
     """
-    batch, length = hidden_states.shape[:2]
     if seq_idx is not None:
         if cu_seqlens is not None:
             raise ValueError("seq_idx and cu_seqlens both say where sequences begin: pass one")
-        if seq_idx.shape != (batch, length):
-            raise ValueError(f"seq_idx {tuple(seq_idx.shape)} must name a sequence for each token, {(batch, length)}")
+        if seq_idx.shape != (tokens := hidden_states.shape[:2]):
+            raise ValueError(f"seq_idx {tuple(seq_idx.shape)} must name a sequence for each token, {tuple(tokens)}")
         return seq_idx.to(hidden_states.device)
     if cu_seqlens is None:
         return None
+    batch, length = hidden_states.shape[:2]
     if batch != 1:
         raise ValueError(f"cu_seqlens packs sequences in one row, and there are {batch}: pass seq_idx")
     ends = cu_seqlens[1:].to(hidden_states.device)
