@@ -49,6 +49,7 @@ class ESIMixin:
         cache = inference_params.key_value_memory_dict
         if inference_params.seqlen_offset == 0 or STREAM not in cache:
             cache[STREAM] = ESIStream(self.searcher(), question_ids)
+        inference_params.check_unmoved(STREAM, self.backbone.embedding.weight, cache[STREAM].question.ids.device)
         return cache[STREAM]
 
     def forward_injected(

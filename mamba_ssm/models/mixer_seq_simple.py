@@ -17,9 +17,10 @@ from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.mixin import ESIMixin
 from mamba_ssm.esi.module import ESI
 from mamba_ssm.models import checkpoint
+from mamba_ssm.models import states as states_file
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.modules.block import Block, add_norm
-from mamba_ssm.modules.mamba_simple import Mamba, MambaState
+from mamba_ssm.modules.mamba_simple import Mamba, MambaState, sequence_index
 from mamba_ssm.ops.layer_norm import RMSNorm
 from mamba_ssm.utils.generation import GenerationMixin
 
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
 
 class CausalLMOutput(NamedTuple):
-    """logits (B, L, V), and with a question the windows that were found and injected."""
+    """logits (B, L, V); with a question the windows that were found and injected; on request a state per layer."""
 
     logits: Tensor
     hits: Any = None
+    states: Sequence[MambaState] | None = None
 
 
 def create_block(
@@ -145,13 +147,29 @@ class MixerModel(nn.Module):
         }
 
     def forward(
-        self, input_ids: Tensor, inference_params: InferenceParams | None = None, **mixer_kwargs: Any
-    ) -> Tensor:
-        """input_ids (B, L) -> (B, L, d_model)."""
+        self,
+        input_ids: Tensor,
+        inference_params: InferenceParams | None = None,
+        *,
+        initial_states: Sequence[MambaState] | None = None,
+        return_states: bool = False,
+        **mixer_kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Sequence[MambaState]]:
+        """input_ids (B, L) -> (B, L, d_model), and with ``return_states`` the state of each layer after the last token.
+
+        ``initial_states``, a state per layer, continues another text, with gradients. Mamba.forward describes
+        ``attention_mask``, ``seq_idx`` and ``cu_seqlens``, which go to every layer.
+        """
+        new_states: list[MambaState] | None = [] if return_states else None
         hidden_states, residual = self.forward_layers(
-            self.embedding(input_ids), inference_params=inference_params, **mixer_kwargs
+            self.embedding(input_ids),
+            inference_params=inference_params,
+            states=initial_states,
+            new_states=new_states,
+            **mixer_kwargs,
         )
-        return self.final_norm(hidden_states, residual)
+        hidden_states = self.final_norm(hidden_states, residual)
+        return hidden_states if new_states is None else (hidden_states, new_states)
 
     def forward_layers(
         self,
@@ -162,6 +180,8 @@ class MixerModel(nn.Module):
         inference_params: InferenceParams | None = None,
         states: Sequence[MambaState] | None = None,
         new_states: list[MambaState] | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         **mixer_kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Run layers start..stop-1 on hidden_states and residual (B, L, d_model); the same two come back.
@@ -170,6 +190,11 @@ class MixerModel(nn.Module):
         states after the last token are appended to. A caller that caches uses ``inference_params`` instead.
         """
         layers = self.layers[start:stop]
+        if states is not None and len(states) != len(layers):
+            raise ValueError(f"there are {len(states)} states to start from and {len(layers)} layers: give one a layer")
+        seq_idx = sequence_index(hidden_states, seq_idx, cu_seqlens)
+        if seq_idx is not None:
+            mixer_kwargs["seq_idx"] = seq_idx
         if new_states is not None:
             mixer_kwargs["return_state"] = True
         for index, layer in enumerate(layers):
@@ -245,24 +270,52 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         position_ids: Tensor | None = None,
         inference_params: InferenceParams | None = None,
         num_last_tokens: int = 0,
+        *,
+        initial_states: Sequence[MambaState] | None = None,
+        return_states: bool = False,
         **mixer_kwargs: Any,
     ) -> CausalLMOutput:
         """input_ids (B, L) -> logits (B, L, V), or of the last num_last_tokens positions if that is not 0.
 
         ``question_ids`` (B, m) asks for embedding search and injection. ``position_ids`` is accepted for callers that
         treat every model as a Transformer: a recurrence needs none. With ``inference_params`` the input continues what
-        was read before, at any split. ``attention_mask`` (B, L), false at padding on either side, goes to every layer.
+        was read before, at any split; ``initial_states`` and ``return_states`` do that with explicit values, a state
+        per layer, with gradients. ``attention_mask`` (B, L), false at padding on either side, and ``seq_idx`` (B, L) or
+        ``cu_seqlens`` (S + 1,), for several sequences in a row, go to every layer: see Mamba.forward.
         """
         hits = None
         if question_ids is not None:
+            packed = any(mixer_kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
+            if packed or initial_states is not None or return_states:
+                raise ValueError(
+                    "question_ids search one text a row, and remember it in inference_params: "
+                    "pass no states, seq_idx or cu_seqlens with them"
+                )
             stream = self.stream(question_ids, inference_params)
             runs = stream.advance(input_ids)
             hits = stream.hits
             if self.esi is not None:
                 mixer_kwargs["inference_params"] = inference_params
                 return CausalLMOutput(self.forward_injected(input_ids, runs, num_last_tokens, **mixer_kwargs), hits)
-        hidden_states = self.backbone(input_ids, inference_params=inference_params, **mixer_kwargs)
-        return CausalLMOutput(self.lm_head(hidden_states[:, -num_last_tokens:]), hits)
+        made = self.backbone(
+            input_ids, inference_params, initial_states=initial_states, return_states=return_states, **mixer_kwargs
+        )
+        hidden_states, states = made if return_states else (made, None)
+        return CausalLMOutput(self.lm_head(hidden_states[:, -num_last_tokens:]), hits, states)
+
+    def save_states(self, states: Sequence[MambaState], path: str | os.PathLike[str]) -> None:
+        """Write a state per layer, as ``return_states`` gives them, to a safetensors file; never half a one.
+
+        Raises CheckpointError where they are not this model's.
+        """
+        states_file.save(self, states, path)
+
+    def load_states(self, path: str | os.PathLike[str]) -> list[MambaState]:
+        """The states that ``save_states`` wrote, on this model's device: for ``initial_states``, or for a cache.
+
+        Raises CheckpointError where the file is damaged, or comes from a model of another config or dtype.
+        """
+        return states_file.load(self, path)
 
     @classmethod
     def from_pretrained(

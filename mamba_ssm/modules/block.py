@@ -98,6 +98,7 @@ class Block(nn.Module):
             and isinstance(self.mixer, Mamba)
             and all(value is None or value is False for value in mixer_kwargs.values())
             and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
             and hidden_states.dtype == self.mixer.in_proj.weight.dtype
             and backend.choose("block_step", hidden_states.device, hidden_states.dtype).backend in ("cpu", "cuda")
             and not torch.is_autocast_enabled(hidden_states.device.type)

@@ -26,6 +26,55 @@ MambaState = tuple[Tensor, Tensor]
 """What a layer remembers: the last W inputs of its convolution (B, D, W), and its SSM state (B, D, N) in fp32."""
 
 
+def sequence_index(hidden_states: Tensor, seq_idx: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The sequence that each token of hidden_states (B, L, M) belongs to, (B, L); None where nothing is packed.
+
+    Tokens after the end that cu_seqlens (S + 1,) names are a sequence of their own.
+    """
+    if seq_idx is not None:
+        if cu_seqlens is not None:
+            raise ValueError("seq_idx and cu_seqlens both say where sequences begin: pass one")
+        if seq_idx.shape != (tokens := hidden_states.shape[:2]):
+            raise ValueError(f"seq_idx {tuple(seq_idx.shape)} must name a sequence for each token, {tuple(tokens)}")
+        return seq_idx.to(hidden_states.device)
+    if cu_seqlens is None:
+        return None
+    batch, length = hidden_states.shape[:2]
+    if batch != 1:
+        raise ValueError(f"cu_seqlens packs sequences in one row, and there are {batch}: pass seq_idx")
+    ends = cu_seqlens[1:].to(hidden_states.device)
+    at = torch.arange(length, device=ends.device, dtype=ends.dtype)
+    return torch.searchsorted(ends.contiguous(), at, right=True, out_int32=True).unsqueeze(0)
+
+
+def _without_padding(seq_idx: Tensor, padding: Tensor) -> Tensor:
+    """seq_idx (B, L), where padding (B, L) is of the sequence before it, or of the first one: it begins no new one."""
+    length = seq_idx.shape[1]
+    first = _in_front(padding).clamp(max=length - 1)
+    at = torch.arange(length, device=padding.device).masked_fill(padding, 0).cummax(-1).values.maximum(first)
+    return seq_idx.gather(1, at)
+
+
+def _behind_padding(before: Tensor, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns (B, D, W) read before x (B, D, L), moved over the padding (B, 1, L) in front of each row's text.
+
+    Returned as the first W columns and the L others: the convolution then finds them right before the text. A row
+    without text stays as it is.
+    """
+    width, length = before.shape[-1], x.shape[-1]
+    front = _in_front(padding)
+    front = front.masked_fill(front == length, 0)
+    at = torch.arange(width + length, device=x.device)
+    at = torch.where(at < front, at + width, torch.where(at < front + width, at - front, at))
+    columns = torch.cat([before, x], dim=-1).gather(2, at.expand(-1, x.shape[1], -1))
+    return columns[..., :width], columns[..., width:]
+
+
+def _in_front(padding: Tensor) -> Tensor:
+    """How much padding (..., L) each row has in front: (..., 1)."""
+    return padding.long().cumprod(-1).sum(-1, keepdim=True)
+
+
 class Mamba(nn.Module):
     """A sequence-to-sequence layer, (B, L, d_model) in and out, that costs O(L) time and remembers O(1).
 
@@ -98,6 +147,8 @@ class Mamba(nn.Module):
         initial_state: MambaState | None = None,
         return_state: bool = False,
         attention_mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Mix hidden_states (B, L, d_model) along L.
 
@@ -106,40 +157,55 @@ class Mamba(nn.Module):
         ``initial_state`` and ``return_state`` do the same with explicit values, with gradients.
         ``attention_mask`` (B, L), false where a row is padded before its text or after it: padding changes neither the
         outputs at other positions nor the state. Outputs at padding mean nothing.
+        ``seq_idx`` (B, L), the sequence that each token belongs to, or for a single row ``cu_seqlens`` (S + 1,), where
+        its S sequences begin and the last one ends: no token sees another sequence than its own. A state to start from
+        belongs to the first token's sequence, the state that comes back is that of the last token's.
         """
+        seq_idx = sequence_index(hidden_states, seq_idx, cu_seqlens)
         cache = None
         if inference_params is not None:
             if initial_state is not None:
                 raise ValueError("initial_state and inference_params both give a state to start from: pass one")
             cache = self._cache_for(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
-                one = hidden_states.shape[1] == 1 and not return_state and attention_mask is None
+                one = hidden_states.shape[1] == 1 and not return_state and attention_mask is None and seq_idx is None
                 if one and not torch.is_grad_enabled():
                     return self.step(hidden_states, *cache)[0]
                 initial_state = (cache[0].clone(), cache[1].clone())  # a backward pass needs them as they are now
+        elif initial_state is not None:
+            self._check_state(initial_state, hidden_states.shape[0])
         want_state = return_state or cache is not None
-        out, state = self._mix(hidden_states, initial_state, want_state, attention_mask)
+        out, state = self._mix(hidden_states, initial_state, want_state, attention_mask, seq_idx)
         if cache is not None and state is not None:
             for kept, new in zip(cache, state, strict=True):
                 kept.copy_(new.detach())  # in place: a captured CUDA graph reads these very addresses
         return (out, state) if return_state and state is not None else out
 
     def _mix(
-        self, hidden: Tensor, initial: MambaState | None, want_state: bool, attention_mask: Tensor | None
+        self,
+        hidden: Tensor,
+        initial: MambaState | None,
+        want_state: bool,
+        attention_mask: Tensor | None,
+        seq_idx: Tensor | None,
     ) -> tuple[Tensor, MambaState | None]:
         """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
-        if initial is None and not want_state and attention_mask is None:
+        if initial is None and not want_state and attention_mask is None and seq_idx is None:
             return self._mix_whole(hidden), None
         conv_in, ssm_in = initial if initial is not None else (None, None)
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
         padding = None if attention_mask is None else ~attention_mask.bool().unsqueeze(1)  # (B, 1, L)
         if padding is not None:
             x = x.masked_fill(padding, 0)  # as before the first token
-        conv_out = self._last_inputs(x, conv_in, padding) if want_state else None
+            seq_idx = None if seq_idx is None else _without_padding(seq_idx, padding.squeeze(1))
+            if conv_in is not None:
+                conv_in, x = _behind_padding(conv_in.to(x.dtype), x, padding)
+        conv_out = self._last_inputs(x, conv_in, padding, seq_idx) if want_state else None
         x = causal_conv1d_fn(
             x,
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
+            seq_idx,
             initial_states=None if conv_in is None else conv_in[..., 1:].to(x.dtype),
             activation="silu",
         )
@@ -159,6 +225,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
             return_last_state=want_state,
             initial_state=ssm_in,
+            seq_idx=seq_idx,
         )
         if conv_out is not None:
             y, ssm_out = y
@@ -181,15 +248,22 @@ class Mamba(nn.Module):
             delta_softplus=True,
         )
 
-    def _last_inputs(self, x: Tensor, before: Tensor | None, padding: Tensor | None) -> Tensor:
+    def _last_inputs(self, x: Tensor, before: Tensor | None, padding: Tensor | None, seq_idx: Tensor | None) -> Tensor:
         """The last W columns (B, D, W) of what the convolution has read, up to x (B, D, L): zeros at the start."""
-        before = x.new_zeros(*x.shape[:2], self.d_conv) if before is None else before.to(x.dtype)
+        width = self.d_conv
+        before = x.new_zeros(*x.shape[:2], width) if before is None else before.to(x.dtype)
         if padding is None:
-            return torch.cat([before, x[..., -self.d_conv :]], dim=-1)[..., -self.d_conv :]
-        ends = torch.arange(x.shape[-1] + 1, device=x.device).masked_fill(F.pad(padding, (1, 0)), 0)
-        end = ends.amax(dim=-1, keepdim=True)  # (B, 1, 1), after each row's last token
-        columns = end + torch.arange(self.d_conv, device=x.device)
-        return torch.cat([before, x], dim=-1).gather(2, columns.expand(-1, self.d_inner, -1))
+            last = torch.cat([before, x[..., -width:]], dim=-1)[..., -width:]
+        else:
+            ends = torch.arange(x.shape[-1] + 1, device=x.device).masked_fill(F.pad(padding, (1, 0)), 0)
+            end = ends.amax(dim=-1, keepdim=True)  # (B, 1, 1), after each row's last token
+            columns = end + torch.arange(width, device=x.device)
+            last = torch.cat([before, x], dim=-1).gather(2, columns.expand(-1, self.d_inner, -1))
+        if seq_idx is None or x.shape[-1] == 0:
+            return last
+        ids = torch.cat([seq_idx[:, :1].expand(-1, width), seq_idx], dim=-1)
+        ids = ids[:, -width:] if padding is None else ids.gather(1, columns.squeeze(1))
+        return last.masked_fill((ids != ids[:, -1:]).unsqueeze(1), 0)
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on x (..., D): dt (..., D) without its bias, B and C (..., N) (algorithm 2)."""
@@ -229,6 +303,12 @@ class Mamba(nn.Module):
         conv_state = torch.zeros(batch_size, self.d_inner, self.d_conv, device=device, dtype=conv_dtype)
         return conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=torch.float32)
 
+    def _check_state(self, state: MambaState, rows: int) -> None:
+        """Kernels trust their shapes."""
+        wanted = [(rows, self.d_inner, width) for width in (self.d_conv, self.d_state)]
+        if (given := [tuple(part.shape) for part in state]) != wanted:
+            raise ValueError(f"initial_state has shapes {given}, and this layer and batch need {wanted}")
+
     def _cache_for(self, params: InferenceParams, rows: int) -> MambaState:
         """The rows of the cache that this batch owns, allocated on first use."""
         if self.layer_idx is None:
@@ -242,4 +322,5 @@ class Mamba(nn.Module):
         conv_state, ssm_state = caches[self.layer_idx]
         if conv_state.shape[0] < stop:
             raise ValueError(f"the cache has {conv_state.shape[0]} rows and the batch needs {stop}: allocate more")
+        params.check_unmoved(self.layer_idx, self.out_proj.weight, conv_state.device)
         return conv_state[start:stop], ssm_state[start:stop]

@@ -1,11 +1,14 @@
 """Causal depthwise convolution over time, with state in and out: the door. More: ops/reference/causal_conv1d.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mamba_ssm.ops import backend
+from mamba_ssm.ops.library import define_operator
+from mamba_ssm.ops.reference.causal_conv1d import causal_conv1d_fn as causal_conv1d_ref
 
 
 def causal_conv1d_fn(
@@ -19,9 +22,48 @@ def causal_conv1d_fn(
     activation: str | None = None,
 ) -> Any:
     """Convolve x (B, D, L) with weight (D, W): out (B, D, L), or (out, final_states (B, D, W-1))."""
-    without = frozenset() if 2 <= weight.shape[1] <= 4 else frozenset({"cuda"})
-    run = backend.module("causal_conv1d", x, without).causal_conv1d_fn
+    if torch.compiler.is_compiling():
+        out, final = _operator(x, weight, bias, seq_idx, initial_states, return_final_states, activation)
+        if not return_final_states:
+            return out
+        return out, final if final_states_out is None else final_states_out.copy_(final)
+    run = _backend_for(x, weight)
     return run(x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation)
+
+
+def _backend_for(x: Tensor, weight: Tensor) -> Callable[..., Any]:
+    """The causal_conv1d_fn of the back-end that takes a convolution of these."""
+    without = frozenset() if 2 <= weight.shape[1] <= 4 else frozenset({"cuda"})
+    return backend.module("causal_conv1d", x, without).causal_conv1d_fn
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    return_final_states: bool,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    options = (x, weight, bias, seq_idx, initial_states, return_final_states, None, activation)
+    made = _backend_for(x, weight)(*options)
+    return made if return_final_states else (made, x.new_empty(0))
+
+
+def _fake_convolve(
+    x: Tensor, weight: Tensor, bias: Any, seq_idx: Any, initial_states: Any, return_final_states: bool, activation: Any
+) -> tuple[Tensor, Tensor]:
+    final = x.new_empty(*x.shape[:2], weight.shape[1] - 1) if return_final_states else x.new_empty(0)
+    return torch.empty_like(x), final
+
+
+_operator = define_operator(
+    "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states,"
+    " bool return_final_states, str? activation) -> (Tensor, Tensor)",
+    _convolve,
+    _fake_convolve,
+)
 
 
 def causal_conv1d_update(
@@ -39,6 +81,8 @@ def causal_conv1d_update(
     """
     new = x.unsqueeze(-1) if x.dim() == 2 else x
     state = conv_state[..., conv_state.shape[-1] - (weight.shape[1] - 1) :]
-    out = causal_conv1d_fn(new, weight, bias, initial_states=state, activation=activation)
+    # The compiler makes one kernel of a step in plain PyTorch, with what is around it.
+    convolve: Callable[..., Any] = causal_conv1d_ref if torch.compiler.is_compiling() else causal_conv1d_fn
+    out = convolve(new, weight, bias, initial_states=state, activation=activation)
     conv_state.copy_(torch.cat([conv_state, new.to(conv_state.dtype)], dim=-1)[..., new.shape[-1] :])
     return out.squeeze(-1) if x.dim() == 2 else out

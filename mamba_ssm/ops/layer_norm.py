@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_ssm.ops import backend
+from mamba_ssm.ops.reference.layer_norm import layer_norm_fn as layer_norm_ref
 
 __all__ = ["RMSNorm", "layer_norm_fn", "rms_norm_fn"]
 
@@ -21,7 +22,9 @@ def layer_norm_fn(
     is_rms_norm: bool = False,
 ) -> Any:
     """Normalise x + residual (..., D): y in x's dtype, or (y, x + residual) with prenorm."""
-    run = backend.module("layer_norm", x).layer_norm_fn
+    # The compiler makes one kernel of the norm in plain PyTorch, with what is around it.
+    compiling = torch.compiler.is_compiling()
+    run = layer_norm_ref if compiling else backend.module("layer_norm", x).layer_norm_fn
     return run(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
 
 

@@ -1,5 +1,6 @@
 """The selective scan, and the inner part of a Mamba block that stands on it: the door."""
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn
+from mamba_ssm.ops.library import define_operator
 from mamba_ssm.ops.reference.selective_scan import selective_scan_fn as selective_scan_ref
 
 __all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
@@ -34,17 +36,51 @@ def selective_scan_fn(
 
     Shapes, dtypes and the mathematics: `mamba_ssm/ops/reference/selective_scan.py`. Complex A has no fast path.
     """
-    run = selective_scan_ref
-    if not A.is_complex():
-        run = backend.module("selective_scan", u, _not_taken(A, B, C, seq_idx)).selective_scan_fn
+    if torch.compiler.is_compiling():
+        out, last = _operator(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx)
+        return (out, last) if return_last_state else out
+    run = _backend_for(u, A, B, C, seq_idx)
     return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state, seq_idx)
 
 
-def _not_taken(A: Tensor, B: Tensor, C: Tensor, seq_idx: Tensor | None) -> frozenset[str]:
-    """The back-ends that do not take a scan of these."""
+def _backend_for(u: Tensor, A: Tensor, B: Tensor, C: Tensor, seq_idx: Tensor | None) -> Callable[..., Any]:
+    """The selective_scan_fn of the back-end that takes a scan of these."""
+    if A.is_complex():
+        return selective_scan_ref
     wide = A.shape[1] > MOST_STATES
     lacks = {"cuda": wide or B.dim() == 2 or C.dim() == 2, "triton": wide or seq_idx is not None}
-    return frozenset(name for name, lack in lacks.items() if lack)
+    without = frozenset(name for name, lack in lacks.items() if lack)
+    return backend.module("selective_scan", u, without).selective_scan_fn
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    run = _backend_for(u, A, B, C, seq_idx)
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True, initial_state, seq_idx)
+
+
+def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(u.dtype, torch.complex64 if A.is_complex() else torch.float32)
+    return torch.empty_like(u), u.new_empty(*u.shape[:2], A.shape[1], dtype=dtype)
+
+
+_operator = define_operator(
+    "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
+    " bool delta_softplus, Tensor? initial_state, Tensor? seq_idx) -> (Tensor, Tensor)",
+    _scan,
+    _fake_scan,
+)
 
 
 def mamba_inner_fn(
@@ -102,6 +138,7 @@ def _trains_on_cuda(xz: Tensor, conv1d_weight: Tensor, A: Tensor) -> bool:
     """Whether this call wants gradients, and the CUDA back-end has all its parts: then one function keeps less."""
     return (
         torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
         and 2 <= conv1d_weight.shape[-1] <= 4
         and A.shape[1] <= MOST_STATES
         and backend.choose("selective_scan", xz.device, xz.dtype).backend == "cuda"

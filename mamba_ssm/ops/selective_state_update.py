@@ -23,7 +23,9 @@ def selective_state_update(
 ) -> Tensor:
     """Move state (B, D, N) or (B, H, D, N) on by one token, in place: y, of x's shape, (B, D) or (B, H, D)."""
     inputs = (state, x, dt, A, B, C, D, z, dt_bias)
-    # A step is for decoding, so the fast ones have no backward; a caller who wants gradients gets the reference's.
+    # A step is for decoding, so the fast ones have no backward; a caller who wants gradients gets the reference's. So
+    # does a compiler, which makes one kernel of it with what is around it.
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    module = backend.module("selective_state_update", x)
-    return (selective_state_update_ref if wanted else module.selective_state_update)(*inputs, dt_softplus)
+    if wanted or torch.compiler.is_compiling():
+        return selective_state_update_ref(*inputs, dt_softplus)
+    return backend.module("selective_state_update", x).selective_state_update(*inputs, dt_softplus)

@@ -30,6 +30,10 @@ class DecodingCGCache:
     prompts: dict[tuple[int, int], Callable[[Tensor], Tensor] | None] = field(default_factory=dict)
     pool: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the model, or a pickle of it, has None here: graphs hold the addresses of these very weights."""
+        return type(None), ()
+
     def run(self, input_ids: Tensor) -> Tensor:
         """input_ids (B, L) of a captured shape -> logits (B, L, V), which the next run of that shape overwrites."""
         return self.callables[input_ids.shape[0], input_ids.shape[1]](input_ids)

@@ -51,6 +51,7 @@ class InferenceParams:
     batch_size_offset: int = 0
     key_value_memory_dict: dict[Any, Any] = field(default_factory=dict)
     lengths_per_sample: Tensor | None = None
+    dtypes: dict[Any, torch.dtype] = field(default_factory=dict)  # of the weights when the text began, by layer
 
     def reset(self, max_seqlen: int, max_batch_size: int) -> None:
         """Start another text. The tables stay: the next call at offset 0 overwrites them."""
@@ -59,6 +60,17 @@ class InferenceParams:
         self.seqlen_offset = 0
         if self.lengths_per_sample is not None:
             self.lengths_per_sample.zero_()
+
+    def check_unmoved(self, layer: Any, weight: Tensor, device: torch.device) -> None:
+        """Raise ValueError where a layer's weight left the dtype in which the text began, or its states' device."""
+        if self.seqlen_offset == 0:
+            self.dtypes[layer] = weight.dtype
+        dtype = self.dtypes.setdefault(layer, weight.dtype)
+        if dtype != weight.dtype or device != weight.device:
+            raise ValueError(
+                f"the text began with a model in {dtype} on {device}, which is now in {weight.dtype} on "
+                f"{weight.device}: start it again, with new InferenceParams"
+            )
 
 
 @dataclass

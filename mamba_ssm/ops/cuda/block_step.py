@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import compiler
+from mamba_ssm.ops.cuda.layer_norm import layer_norm_fn
 from mamba_ssm.ops.cuda.layout import multiprocessors, pointer
-from mamba_ssm.ops.layer_norm import layer_norm_fn
 
 # Up to FEW_ROWS a matrix-vector product for all rows at once; in half precision twice as many, if M and D are at most
 # NARROW: with wider ones cuBLAS wins.
