@@ -40,8 +40,9 @@ def examine() -> dict[str, Any]:
 
 
 def conflicts() -> list[str]:
-    """Other distributions that have put files into the folder mamba_ssm: the last one installed wins, file by file."""
-    owners = metadata.packages_distributions().get("mamba_ssm", [])
+    """Other distributions that have put files into this one's folders: the last one installed wins, file by file."""
+    found = metadata.packages_distributions()
+    owners = [*found.get("mamba_ssm", []), *found.get("causal_conv1d", [])]
     return sorted({name for name in owners if name.lower().replace("_", "-") != "mamba-esi"})
 
 
@@ -54,6 +55,6 @@ def _lines(found: dict[str, Any]) -> list[str]:
     ]
     for name in found["conflicts"]:
         lines.append(
-            f"conflict: {name} is installed over mamba-esi: pip uninstall {name}, then install mamba-esi again"
+            f"conflict: {name} shares folders with mamba-esi: pip uninstall {name}, then install mamba-esi again"
         )
     return lines

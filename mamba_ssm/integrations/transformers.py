@@ -1,15 +1,14 @@
 """transformers' own Mamba and FalconMamba on this package's ops.
 
-Where transformers finds packages called mamba_ssm and causal_conv1d by itself (checked with 5.23), it runs our scan, step
-and convolution with no call. `use_ops()` is for the rest: versions that look on CUDA devices only, by the name of the
-distribution, and so not for us (4.57); and training with padding on the left or with FalconMamba, where what
-transformers hands to a fused `mamba_inner_fn` is not what its own path in PyTorch computes.
+Where transformers finds packages called mamba_ssm and causal_conv1d by itself (checked with 5.23), it runs our scan,
+step and convolution with no call. `use_ops()` is for the rest: versions that look on CUDA devices only, and by the name
+of the distribution, so never for us (4.57); and training with padding on the left or of FalconMamba, where what the
+fused `mamba_inner_fn` is asked for is not what transformers' own path in PyTorch computes.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import transformers
@@ -33,7 +32,7 @@ def use_ops() -> None:
     Raises BackendError where transformers is of a version whose way to its ops is not known.
     """
     for name, mixer in _MODELS.items():
-        modeling = import_module(f"transformers.models.{name}.modeling_{name}")
+        modeling: Any = import_module(f"transformers.models.{name}.modeling_{name}")
         if hasattr(modeling, "mamba_selective_scan"):
             # Our functions are there already. Without a fused one, training takes the same path of parts as inference.
             modeling.mamba_inner_fn = _no_fused_function
@@ -50,12 +49,12 @@ def _no_fused_function(*args: Any, **kwargs: Any) -> None:
     """What transformers' own stand-in for `mamba_inner_fn` returns: it then takes the parts."""
 
 
-def _replace(modeling: ModuleType, mixer: Any) -> None:
+def _replace(modeling: Any, mixer: Any) -> None:
     """Fill in what a transformers without CUDA has left at None, and take the path that calls it on any device."""
-    modeling.selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
-    modeling.selective_state_update = selective_state_update  # type: ignore[attr-defined]
-    modeling.mamba_inner_fn = mamba_inner_fn  # type: ignore[attr-defined]
-    modeling._causal_conv1d_cache = (causal_conv1d_update, causal_conv1d_fn)  # type: ignore[attr-defined]
+    modeling.selective_scan_fn = selective_scan_fn
+    modeling.selective_state_update = selective_state_update
+    modeling.mamba_inner_fn = mamba_inner_fn
+    modeling._causal_conv1d_cache = (causal_conv1d_update, causal_conv1d_fn)
     mixer.forward = _forward
 
 

@@ -1,5 +1,6 @@
 """The selective scan, and the inner part of a Mamba block that stands on it: the door."""
 
+import warnings
 from functools import wraps
 from typing import Any
 
@@ -82,7 +83,8 @@ def mamba_inner_fn(
         checkpoint_lvl: accepted for the original's sake: a back-end decides what it keeps for its backward.
         b_rms_weight, c_rms_weight, dt_rms_weight: (N,), (N,) and (D,), weights of an RMS norm of B, of C and of delta
             before its bias, as FalconMamba has them (arXiv 2410.05355); b_c_dt_rms_eps is their epsilon.
-            delta is normalised after its projection, as in the original.
+            delta is normalised after its projection, as in the original, where transformers' own FalconMamba does so
+            before: a warning says what to call.
 
     Returns:
         (B, L, E).
@@ -93,6 +95,12 @@ def mamba_inner_fn(
     normed = any(m is not None for m in (b_rms_weight, c_rms_weight, dt_rms_weight))
     if normed and (B is not None or C is not None or A.is_complex()):
         raise ValueError("RMS norms are for real A, and B and C from x_proj_weight: leave out the *_rms_weight")
+    if dt_rms_weight is not None:
+        warnings.warn(
+            "mamba_inner_fn normalises delta after its projection, as the original does; when it infers, transformers' "
+            "FalconMamba does so before: call mamba_ssm.integrations.transformers.use_ops() to train that function",
+            stacklevel=2,
+        )
     if out_proj_bias is not None:  # transformers hands it over in fp32 whatever the weights are
         out_proj_bias = out_proj_bias.to(out_proj_weight.dtype)
     made = B is None and C is None and B_proj_bias is None and C_proj_bias is None and not A.is_complex()
