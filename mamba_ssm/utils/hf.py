@@ -122,7 +122,7 @@ def push_folder(
         commit = api.upload_folder(
             repo_id=repo.repo_id, folder_path=folder, commit_message=commit_message, revision=revision
         )
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # the second also of no connection at all
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"could not upload to {repo_id}: {reason}; give a name that you may write, and `hf auth login` or token="
