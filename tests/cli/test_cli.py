@@ -139,9 +139,11 @@ def test_doctor(tmp_path):
 
 
 def test_doctor_names_whoever_shares_the_folder(monkeypatch):
-    owners = {"mamba_ssm": ["mamba_esi", "mamba-ssm"]}
+    owners = {"mamba_ssm": ["mamba_esi", "mamba-ssm"], "causal_conv1d": ["mamba-esi", "causal-conv1d"]}
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: owners)
-    assert "pip uninstall mamba-ssm" in run("doctor").stdout
+    said = run("doctor").stdout
+    assert "pip uninstall mamba-ssm" in said
+    assert "pip uninstall causal-conv1d" in said
 
 
 @pytest.mark.parametrize(
