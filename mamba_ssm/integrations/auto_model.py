@@ -5,6 +5,7 @@ Shapes: B batch, L length, V padded vocabulary.
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, ClassVar
@@ -71,11 +72,18 @@ class MambaSSMForCausalLM(transformers.PreTrainedModel, transformers.GenerationM
         """Nothing: MambaLMHeadModel has initialised them."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As transformers does it. Raises CheckpointError where the weights do not fit the config."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        name = pretrained_model_name_or_path
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-            raise CheckpointError(f"{args[0]} lacks, or holds beyond its config, {', '.join(wrong[:3])}: get it again")
+            raise CheckpointError(f"{name} lacks, or holds beyond its config, {', '.join(wrong[:3])}: get it again")
         return (model, info) if output_loading_info else model
 
     def get_input_embeddings(self) -> nn.Module:
