@@ -9,7 +9,8 @@ timed, logits, logits of decoding and gradients of a short input are compared in
 times, from an idle device until it is idle again.
 
 prefill: a prompt with its cache, and the logits of the last token. decode: generate() from one token, for each new
-token. train: forward, backward and AdamW.
+token. train: forward, backward and AdamW. A step of transformers' own path takes some ten minutes on a CPU (23 s a layer
+were measured on one core): give --repeats 1 there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mamba_ssm.integrations.transformers import use_ops
 from mamba_ssm.ops import backend
 
 MODELING = "transformers.models.mamba.modeling_mamba"
+PARTS = ("prefill", "decode", "train")
 TOLERANCE = 1e-4
 
 
@@ -143,9 +145,10 @@ def work_of(part: str, model: Any, ids: Tensor) -> Callable[[], None]:
     return partial(run_train, model, torch.optim.AdamW(model.parameters(), lr=1e-4), ids)
 
 
-def measure(own: Any, fast: Any, sizes: Sizes, device: str, repeats: int) -> list[dict[str, Any]]:
+def measure(own: Any, fast: Any, sizes: Sizes, device: str, repeats: int, parts: list[str]) -> list[dict[str, Any]]:
     rows = []
-    for part, length in (("prefill", sizes.prefill), ("decode", sizes.decode), ("train", sizes.train)):
+    for part in parts:
+        length = getattr(sizes, part)
         ids = torch.randint(1, sizes.config["vocab_size"], (1, length), device=device)
         row: dict[str, Any] = {"part": part, "batch": 1, "tokens": length}
         for label, model in (("transformers_ms", own), ("ours_ms", fast)):
@@ -162,6 +165,7 @@ def measure(own: Any, fast: Any, sizes: Sizes, device: str, repeats: int) -> lis
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
@@ -176,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     if not check(own, fast, sizes, args.device):
         return 1
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    rows = measure(own.to(dtype), fast.to(dtype), sizes, args.device, args.repeats)
+    rows = measure(own.to(dtype), fast.to(dtype), sizes, args.device, args.repeats, args.parts)
     if args.out:
         head = {**machine(), "transformers": transformers.__version__, "ops": how, "threads": torch.get_num_threads()}
         chosen = {op: backend.choose(op, args.device, dtype).backend for op in backend.OPS}

@@ -21,6 +21,11 @@ def test_the_dry_run_checks_times_and_writes(tmp_path, capsys):
     assert report["backends"]["selective_scan"] == "cpu"
 
 
+def test_one_part_alone(capsys):
+    assert benchmark.main(["--small", "--repeats", "1", "--parts", "decode"]) == 0
+    assert capsys.readouterr().out.count("ours") == 1
+
+
 def test_where_they_differ_nothing_is_timed(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "TOLERANCE", 0.0)
     assert benchmark.main(["--small"]) == 1
