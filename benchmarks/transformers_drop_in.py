@@ -9,8 +9,8 @@ timed, logits, logits of decoding and gradients of a short input are compared in
 times, from an idle device until it is idle again.
 
 prefill: a prompt with its cache, and the logits of the last token. decode: generate() from one token, for each new
-token. train: forward, backward and AdamW. A step of transformers' own path takes some ten minutes on a CPU (23 s a layer
-were measured on one core): give --repeats 1 there.
+token. train: forward, backward and AdamW. A step of transformers' own path takes some ten minutes on a CPU (23 s a
+layer were measured on one core): give --repeats 1 there.
 """
 
 from __future__ import annotations
