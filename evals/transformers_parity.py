@@ -19,11 +19,11 @@ import torch
 import transformers
 from torch import Tensor
 
-# transformers takes its ops from a package called mamba_ssm if it finds one: hidden, it has to use its own.
-sys.modules["mamba_ssm"] = None  # type: ignore[assignment]
+# transformers takes its ops from the packages of these names if it finds them: hidden, it has to use its own.
+sys.modules["mamba_ssm"] = sys.modules["causal_conv1d"] = None  # type: ignore[assignment]
 from transformers.models.mamba import modeling_mamba  # noqa: E402
 
-del sys.modules["mamba_ssm"]
+del sys.modules["mamba_ssm"], sys.modules["causal_conv1d"]
 from common import RESULTS, provenance, write  # noqa: E402
 
 from mamba_ssm import MambaLMHeadModel  # noqa: E402
@@ -44,8 +44,13 @@ def transformers_model() -> modeling_mamba.MambaForCausalLM:
 
 
 def runs_its_own_ops() -> bool:
-    """Whether transformers' scan and step are its own. Ours against ours would prove nothing."""
-    functions = (modeling_mamba.mamba_selective_scan, modeling_mamba.mamba_selective_state_update)
+    """Whether transformers' scan, step and convolution are its own. Ours against ours would prove nothing."""
+    functions = (
+        modeling_mamba.mamba_selective_scan,
+        modeling_mamba.mamba_selective_state_update,
+        modeling_mamba.causal_conv1d_fn,
+        modeling_mamba.causal_conv1d_update,
+    )
     return not any(inspect.getclosurevars(f).nonlocals["is_new_implementation"] for f in functions)
 
 

@@ -163,7 +163,8 @@ def test_arguments_are_the_originals_and_more_comes_after(function):
     ],
 )
 def test_fields_are_the_originals_and_more_comes_after(of, expected):
-    assert " ".join(field.name for field in dataclasses.fields(of)).removesuffix(" esi") == expected
+    names = expected.split()
+    assert [field.name for field in dataclasses.fields(of)][: len(names)] == names
 
 
 def test_the_decorators_keep_autocast_out_of_an_autograd_function():

@@ -6,8 +6,10 @@ Shapes: B batch, L length, M model width, V padded vocabulary.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from mamba_ssm.modules.block import Block, add_norm
 from mamba_ssm.modules.mamba_simple import Mamba, MambaState, sequence_index
 from mamba_ssm.ops.layer_norm import RMSNorm
 from mamba_ssm.utils.generation import GenerationMixin
+from mamba_ssm.utils.hf import push_folder
 
 if TYPE_CHECKING:
     import os
@@ -336,3 +339,22 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors; nothing half-written is ever seen under those names."""
         checkpoint.save(self, self.config.to_dict(), save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload model",
+        revision: str | None = None,
+    ) -> str:
+        """Upload what save_pretrained writes to the model ``repo_id`` of the hub, made where there is none.
+
+        ``private``: of a model that is made; by default as the account has it. ``token``: by default the one of
+        `hf auth login` or HF_TOKEN. ``revision``: a branch that exists, by default main. Returns the commit's address.
+        Raises CheckpointError where the hub refuses it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(Path(folder), repo_id, private, token, commit_message, revision)

@@ -67,7 +67,13 @@ _operator = define_operator(
 
 
 def causal_conv1d_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
 ) -> Tensor:
     """Continue a convolution by one token, or by some.
 
@@ -75,10 +81,16 @@ def causal_conv1d_update(
         x: (B, D), or (B, D, L). weight: (D, W). bias: (D,).
         conv_state: (B, D, S) with S >= W-1, the last S inputs; shifted in place.
         activation: None, "silu" or "swish".
+        cache_seqlens, conv_state_indices: of the original's signature, and not taken: NotImplementedError.
 
     Returns:
         out, of x's shape and dtype.
     """
+    if cache_seqlens is not None or conv_state_indices is not None:
+        raise NotImplementedError(
+            "causal_conv1d_update keeps the last inputs in order and a state for each row: leave out cache_seqlens and "
+            "conv_state_indices, and pass conv_state[indices]"
+        )
     new = x.unsqueeze(-1) if x.dim() == 2 else x
     state = conv_state[..., conv_state.shape[-1] - (weight.shape[1] - 1) :]
     # The compiler makes one kernel of a step in plain PyTorch, with what is around it.

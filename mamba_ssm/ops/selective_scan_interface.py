@@ -1,5 +1,6 @@
 """The selective scan, and the inner part of a Mamba block that stands on it: the door."""
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn
+from mamba_ssm.ops.layer_norm import rms_norm_fn
 from mamba_ssm.ops.library import define_operator
 from mamba_ssm.ops.reference.selective_scan import selective_scan_fn as selective_scan_ref
 
@@ -99,6 +101,11 @@ def mamba_inner_fn(
     B_proj_bias: Tensor | None = None,
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
     """Convolution, projections, selective scan, gate and output projection of a Mamba block (arXiv 2312.00752, fig. 3).
 
@@ -109,12 +116,31 @@ def mamba_inner_fn(
             or C that is given. delta_proj_weight: (D, R). out_proj_weight: (E, D). out_proj_bias: (E,).
         A, B, C, D, delta_bias, delta_softplus: as in `selective_scan_fn`; B and C None come from x_proj_weight, plus
             B_proj_bias and C_proj_bias (N,).
+        checkpoint_lvl: accepted for the original's sake: a back-end decides what it keeps for its backward.
+        b_rms_weight, c_rms_weight, dt_rms_weight: (N,), (N,) and (D,), weights of an RMS norm of B, of C and of delta
+            before its bias, as FalconMamba has them (arXiv 2410.05355); b_c_dt_rms_eps is their epsilon.
+            delta is normalised after its projection, as in the original, where transformers' own FalconMamba does so
+            before: a warning says what to call.
 
     Returns:
         (B, L, E).
+
+    Raises:
+        ValueError: a norm of a B or C that is given, or with complex A.
     """
+    normed = any(m is not None for m in (b_rms_weight, c_rms_weight, dt_rms_weight))
+    if normed and (B is not None or C is not None or A.is_complex()):
+        raise ValueError("RMS norms are for real A, and B and C from x_proj_weight: leave out the *_rms_weight")
+    if dt_rms_weight is not None:
+        warnings.warn(
+            "mamba_inner_fn normalises delta after its projection, as the original does; when it infers, transformers' "
+            "FalconMamba does so before: call mamba_ssm.integrations.transformers.use_ops() to train that function",
+            stacklevel=2,
+        )
+    if out_proj_bias is not None:  # transformers hands it over in fp32 whatever the weights are
+        out_proj_bias = out_proj_bias.to(out_proj_weight.dtype)
     made = B is None and C is None and B_proj_bias is None and C_proj_bias is None and not A.is_complex()
-    if made and _trains_on_cuda(xz, conv1d_weight, A):
+    if made and not normed and _trains_on_cuda(xz, conv1d_weight, A):
         from mamba_ssm.ops.cuda.mamba_inner import mamba_inner_fn as fused
 
         weights = (conv1d_weight.squeeze(1), conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight)
@@ -125,12 +151,12 @@ def mamba_inner_fn(
     rank = delta_proj_weight.shape[1]
     widths = [rank] + [state for m in (B, C) if m is None]
     dt, *made = F.linear(x.transpose(1, 2), x_proj_weight).split(widths, dim=-1)
-    delta = F.linear(dt, delta_proj_weight).transpose(1, 2)
+    delta = _rms_norm(F.linear(dt, delta_proj_weight), dt_rms_weight, b_c_dt_rms_eps)
     if B is None:
-        B = _to_state_first(made.pop(0), B_proj_bias, A.is_complex())
+        B = _to_state_first(made.pop(0), B_proj_bias, b_rms_weight, b_c_dt_rms_eps, A.is_complex())
     if C is None:
-        C = _to_state_first(made.pop(0), C_proj_bias, A.is_complex())
-    y = selective_scan_fn(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        C = _to_state_first(made.pop(0), C_proj_bias, c_rms_weight, b_c_dt_rms_eps, A.is_complex())
+    y = selective_scan_fn(x, delta.transpose(1, 2), A, B, C, D, z, delta_bias, delta_softplus)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -152,10 +178,17 @@ def mamba_inner_ref(*args: Any, **kwargs: Any) -> Tensor:
         return mamba_inner_fn(*args, **kwargs)
 
 
-def _to_state_first(m: Tensor, bias: Tensor | None, interleaved: bool) -> Tensor:
-    """(B, L, N) to (B, N, L), or, pairs of real and imaginary parts, (B, L, 2N) to (B, N, 2L)."""
+def _rms_norm(m: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    return m if weight is None else rms_norm_fn(m, weight, None, eps=eps)
+
+
+def _to_state_first(
+    m: Tensor, bias: Tensor | None, norm_weight: Tensor | None, eps: float, interleaved: bool
+) -> Tensor:
+    """Bias and norm, and (B, L, N) to (B, N, L), or, pairs of real and imaginary parts, (B, L, 2N) to (B, N, 2L)."""
     if bias is not None:
         m = m + bias.to(m.dtype)
+    m = _rms_norm(m, norm_weight, eps)
     if not interleaved:
         return m.transpose(1, 2)
     return m.unflatten(-1, (-1, 2)).transpose(1, 2).flatten(2)

@@ -110,6 +110,26 @@ def _download(name: str, names: Iterable[str]) -> Path:
     raise CheckpointError(f"{name} on the hub is no checkpoint: it has no {' or '.join(names)}")
 
 
+def push_folder(
+    folder: Path, repo_id: str, private: bool | None, token: str | None, commit_message: str, revision: str | None
+) -> str:
+    """Commit the files of ``folder`` to a model of the hub, made where there is none: the commit's address."""
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(token=token)
+    try:
+        repo = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo.repo_id, folder_path=folder, commit_message=commit_message, revision=revision
+        )
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # the second also of no connection at all
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"could not upload to {repo_id}: {reason}; give a name that you may write, and `hf auth login` or token="
+        ) from error
+    return str(commit.commit_url)
+
+
 def suggest(name: str) -> str:
     """The published name that is nearest, or all."""
     tails = {published.partition("/")[2]: published for published in PUBLISHED}

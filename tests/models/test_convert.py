@@ -53,6 +53,7 @@ def modeling(transformers):
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(sys.modules, name, raising=False)
         patch.setitem(sys.modules, "mamba_ssm", None)
+        patch.setitem(sys.modules, "causal_conv1d", None)
         return importlib.import_module(name)
 
 
@@ -126,6 +127,28 @@ def test_the_originals_bin_file_with_its_tied_head(tmp_path):
     convert(tmp_path / "a", tmp_path / "b")
     convert(tmp_path / "b", tmp_path / "c")
     assert_same_bits(expected, tensors_of(tmp_path / "c"))
+
+
+def test_from_shards(original, tmp_path):
+    expected = tensors_of(original)
+    keys = sorted(expected)
+    parts = {"model-00001-of-00002.safetensors": keys[::2], "model-00002-of-00002.safetensors": keys[1::2]}
+    for file, names in parts.items():
+        save_file({key: expected[key] for key in names}, original / file)
+    index = {"weight_map": {key: file for file, names in parts.items() for key in names}}
+    (original / "model.safetensors.index.json").write_text(json.dumps(index))
+    (original / "model.safetensors").unlink()
+    convert(original, tmp_path / "b")
+    convert(tmp_path / "b", tmp_path / "c")
+    assert_same_bits(expected, tensors_of(tmp_path / "c"))
+
+
+def test_falcon_mamba_is_refused(transformers, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 21}
+    transformers.FalconMambaForCausalLM(transformers.FalconMambaConfig(**sizes)).save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="'falcon_mamba'"):
+        convert(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_config_with_the_keys_of_both_layouts_is_transformers(original, tmp_path):

@@ -21,11 +21,12 @@ MODELING = "transformers.models.mamba.modeling_mamba"
 
 
 def import_modeling(with_our_ops: bool):
-    """transformers takes its ops from a package called mamba_ssm if it finds one: hidden, it has to use its own."""
+    """transformers takes its ops from the packages of these names if it finds them: hidden, it has to use its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(sys.modules, MODELING, raising=False)
         if not with_our_ops:
             patch.setitem(sys.modules, "mamba_ssm", None)
+            patch.setitem(sys.modules, "causal_conv1d", None)
         return importlib.import_module(MODELING)
 
 
@@ -71,7 +72,7 @@ def logits_in_chunks(model, ids, lengths):
 
 
 def test_the_comparison_is_with_transformers_own_ops():
-    for function in (OWN.mamba_selective_scan, OWN.mamba_selective_state_update, OWN.mamba_inner_fn):
+    for function in (OWN.mamba_selective_scan, OWN.mamba_selective_state_update, OWN.causal_conv1d_fn):
         assert not inspect.getclosurevars(function).nonlocals["is_new_implementation"]
 
 

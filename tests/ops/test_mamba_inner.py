@@ -65,5 +65,51 @@ def test_B_and_C_may_be_given_or_biased(backend_name: str) -> None:
     torch.testing.assert_close(other, one)
 
 
+def rms_normed(m: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return m if weight is None else m / (m.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+@pytest.mark.filterwarnings("ignore:mamba_inner_fn normalises")
+@pytest.mark.parametrize("normed", [("b", "c", "dt"), ("b",), ("c",), ("dt",)])
+def test_norms_of_B_C_and_delta(backend_name: str, normed: tuple[str, ...]) -> None:
+    made = {name: m.requires_grad_() for name, m in make().items()}
+    widths = {"b": STATE, "c": STATE, "dt": DIM}
+    weights = {name: torch.randn(widths[name], requires_grad=True) for name in normed}
+    eps = 0.1  # large, so that it shows
+    x, z = made["xz"].chunk(2, dim=1)
+    x = F.silu(F.conv1d(F.pad(x, (WIDTH - 1, 0)), made["conv1d_weight"], made["conv1d_bias"], groups=DIM))
+    h, outs = torch.zeros(BATCH, DIM, STATE), []
+    for t in range(LENGTH):
+        dt, B, C = (x[:, :, t] @ made["x_proj_weight"].t()).split([RANK, STATE, STATE], dim=-1)
+        delta = rms_normed(dt @ made["delta_proj_weight"].t(), weights.get("dt"), eps)
+        B, C = rms_normed(B, weights.get("b"), eps), rms_normed(C, weights.get("c"), eps)
+        step = F.softplus(delta + made["delta_bias"])[..., None]
+        h = torch.exp(step * made["A"]) * h + step * B[:, None] * x[:, :, t, None]
+        outs.append(((h * C[:, None]).sum(-1) + made["D"] * x[:, :, t]) * F.silu(z[:, :, t]))
+    expected = torch.stack(outs, 1) @ made["out_proj_weight"].t() + made["out_proj_bias"]
+    by_keyword = {f"{name}_rms_weight": weight for name, weight in weights.items()}
+    found = mamba_inner_fn(**made, **by_keyword, b_c_dt_rms_eps=eps)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    leaves, direction = [*made.values(), *weights.values()], torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, leaves, direction)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, direction), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_normed_is_refused() -> None:
+    weight = torch.ones(STATE)
+    with pytest.raises(ValueError, match="real A"):
+        mamba_inner_fn(**make(complex_A=True), b_rms_weight=weight)
+    with pytest.raises(ValueError, match="leave out"):
+        mamba_inner_fn(**make(), B=torch.randn(DIM, STATE), c_rms_weight=weight)
+
+
+def test_a_bias_in_fp32_beside_weights_in_half_precision() -> None:
+    """As transformers gives it."""
+    made = {name: m.bfloat16() for name, m in make().items()}
+    made["A"] = made["A"].float()
+    out = mamba_inner_fn(**{**made, "out_proj_bias": made["out_proj_bias"].float()})
+    assert torch.equal(out, mamba_inner_fn(**made))
+
+
 def test_fn_and_ref_have_one_signature() -> None:
     assert inspect.signature(mamba_inner_fn) == inspect.signature(mamba_inner_ref)
