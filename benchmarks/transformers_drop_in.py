@@ -124,7 +124,7 @@ def check(own: Any, fast: Any, sizes: Sizes, device: str) -> bool:
 
 @torch.no_grad()
 def run_prefill(model: Any, ids: Tensor) -> None:
-    model.lm_head(model.backbone(ids, use_cache=True)[0][:, -1:])
+    model.lm_head(model.backbone(ids, use_cache=True)[0][:, -1:].to(model.lm_head.weight.dtype))
 
 
 def run_train(model: Any, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:

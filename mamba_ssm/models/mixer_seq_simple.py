@@ -24,13 +24,12 @@ from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.modules.block import Block, add_norm
 from mamba_ssm.modules.mamba_simple import Mamba, MambaState, sequence_index
 from mamba_ssm.ops.layer_norm import RMSNorm
-from mamba_ssm.utils.generation import GenerationMixin
+from mamba_ssm.ops.linear import linear
+from mamba_ssm.utils.generation import GenerationMixin, InferenceParams
 from mamba_ssm.utils.hf import push_folder
 
 if TYPE_CHECKING:
     import os
-
-    from mamba_ssm.utils.generation import InferenceParams
 
 
 class CausalLMOutput(NamedTuple):
@@ -39,6 +38,13 @@ class CausalLMOutput(NamedTuple):
     logits: Tensor
     hits: Any = None
     states: Sequence[MambaState] | None = None
+
+
+# Tokens of a batch that go through the layers together where no gradient is wanted: enough for products and a GPU to be
+# as fast as they get, and few enough that the memory of a long text does not grow with it.
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 131072}
+# Of a decoding step on a CPU; for more, PyTorch's products are as fast as a pass over the weights for each.
+FEW_ROWS = 4
 
 
 def create_block(
@@ -156,13 +162,20 @@ class MixerModel(nn.Module):
         *,
         initial_states: Sequence[MambaState] | None = None,
         return_states: bool = False,
+        num_last_tokens: int = 0,
         **mixer_kwargs: Any,
     ) -> Tensor | tuple[Tensor, Sequence[MambaState]]:
         """input_ids (B, L) -> (B, L, d_model), and with ``return_states`` the state of each layer after the last token.
 
-        ``initial_states``, a state per layer, continues another text, with gradients. Mamba.forward describes
-        ``attention_mask``, ``seq_idx`` and ``cu_seqlens``, which go to every layer.
+        ``num_last_tokens``: only so many positions come back, if it is not 0. ``initial_states``, a state per layer,
+        continues another text, with gradients. Mamba.forward describes ``attention_mask``, ``seq_idx`` and
+        ``cu_seqlens``, which go to every layer.
         """
+        extra = (initial_states, *mixer_kwargs.values())
+        if not return_states and all(value is None for value in extra) and not torch.compiler.is_compiling():
+            span = max(1, TOKENS_AT_ONCE.get(input_ids.device.type, input_ids.numel()) // max(1, input_ids.shape[0]))
+            if input_ids.shape[1] > span and not torch.is_grad_enabled():
+                return self._in_parts(input_ids, span, inference_params, num_last_tokens)
         new_states: list[MambaState] | None = [] if return_states else None
         hidden_states, residual = self.forward_layers(
             self.embedding(input_ids),
@@ -171,8 +184,25 @@ class MixerModel(nn.Module):
             new_states=new_states,
             **mixer_kwargs,
         )
-        hidden_states = self.final_norm(hidden_states, residual)
+        hidden_states = self.final_norm(hidden_states, residual)[:, -num_last_tokens:]
         return hidden_states if new_states is None else (hidden_states, new_states)
+
+    def _in_parts(self, input_ids: Tensor, span: int, params: InferenceParams | None, num_last_tokens: int) -> Tensor:
+        """`forward` of ``span`` tokens a row after the other: what is in between needs memory for these alone."""
+        before = 0 if params is None else params.seqlen_offset
+        if params is None:
+            params = InferenceParams(input_ids.shape[1], input_ids.shape[0])
+        kept: list[Tensor] = []
+        try:
+            for part in input_ids.split(span, dim=1):
+                hidden_states, residual = self.forward_layers(self.embedding(part), inference_params=params)
+                kept.append(self.final_norm(hidden_states, residual))
+                if num_last_tokens:
+                    kept = [torch.cat(kept, dim=1)[:, -num_last_tokens:]]
+                params.seqlen_offset += part.shape[1]
+        finally:
+            params.seqlen_offset = before  # the caller counts
+        return torch.cat(kept, dim=1)
 
     def forward_layers(
         self,
@@ -301,10 +331,25 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
                 mixer_kwargs["inference_params"] = inference_params
                 return CausalLMOutput(self.forward_injected(input_ids, runs, num_last_tokens, **mixer_kwargs), hits)
         made = self.backbone(
-            input_ids, inference_params, initial_states=initial_states, return_states=return_states, **mixer_kwargs
+            input_ids,
+            inference_params,
+            initial_states=initial_states,
+            return_states=return_states,
+            num_last_tokens=num_last_tokens,
+            **mixer_kwargs,
         )
         hidden_states, states = made if return_states else (made, None)
-        return CausalLMOutput(self.lm_head(hidden_states[:, -num_last_tokens:]), hits, states)
+        return CausalLMOutput(self._logits(hidden_states), hits, states)
+
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        """(B, L, d_model) -> (B, L, V)."""
+        rows = hidden_states.numel() // hidden_states.shape[-1]
+        here = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        plain = type(self.lm_head) is nn.Linear and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if here and plain and 0 < rows <= FEW_ROWS:
+            weight: Any = self.lm_head.weight
+            return linear(hidden_states.flatten(0, 1), weight).unflatten(0, hidden_states.shape[:2])
+        return self.lm_head(hidden_states)
 
     def save_states(self, states: Sequence[MambaState], path: str | os.PathLike[str]) -> None:
         """Write a state per layer, as ``return_states`` gives them, to a safetensors file; never half a one.

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 F32, BF16, F16 = 0, 1, 2
+LINE = 64  # bytes of a cache line
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
 # Fused multiply-adds; and, in kernels, sums in the order that suits vectors, which would undo exp2's rounding.
@@ -49,6 +51,21 @@ float_of_bfloat = _cast(
 pointer = _cast(types.voidptr, types.int64, lambda b, x: b.inttoptr(x, ir.IntType(8).as_pointer()))
 
 
+@intrinsic
+def prefetch(context: Any, address: Any) -> Any:
+    """Ask for the cache line of an address, which need not exist."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, all_levels, data = (ir.Constant(number, n) for n in (0, 3, 1))
+        builder.call(function, [builder.inttoptr(arguments[0], byte), read, all_levels, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
 @njit(forceinline=True, fastmath=EXACT)
 def bfloat_of_float(x: Any) -> Any:
     """Rounded to the nearest, and to even where two are as near."""
@@ -58,14 +75,28 @@ def bfloat_of_float(x: Any) -> Any:
 
 
 @njit(forceinline=True, fastmath=EXACT)
-def exp2(x: Any) -> Any:
-    """2^x, to 1.2e-7; 2^-126 instead of less."""
-    x = _LOWEST if x < _LOWEST else x
-    x = _HIGHEST if x > _HIGHEST else x
+def exp2_of_small(x: Any) -> Any:
+    """2^x, to 1.2e-7, for x from -126 to 128."""
     shifted = x + _ROUND
     r = x - (shifted - _ROUND)
     p = ((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _ONE
     return float_of_bits(bits_of_float(p) + (bits_of_float(shifted) << np.int32(23)))
+
+
+@njit(forceinline=True, fastmath=EXACT)
+def largest(v: Any, count: Any) -> Any:
+    """The largest absolute value, or NaN where there is one; by bits, whose maximum LLVM knows to vectorise."""
+    top = np.int32(0)
+    for j in range(count):
+        top = max(top, bits_of_float(abs(v[j])))
+    return float_of_bits(top)
+
+
+@njit(forceinline=True, fastmath=EXACT)
+def exp2(x: Any) -> Any:
+    """2^x, to 1.2e-7, 2^-126 instead of less, and infinity from 128 on."""
+    x = _LOWEST if x < _LOWEST else x
+    return exp2_of_small(_HIGHEST if x > _HIGHEST else x)
 
 
 @njit(forceinline=True, fastmath=EXACT)
@@ -163,3 +194,10 @@ def normalise(v: Any, count: Any, rms: Any, eps: Any) -> Any:
     for j in range(count):
         v[j] *= scale
     return scale
+
+
+@njit(forceinline=True)
+def ask_for(address: Any, bytes: Any) -> None:
+    """Have memory brought to the cache, which need not exist."""
+    for line in range(address, address + bytes, LINE):
+        prefetch(line)

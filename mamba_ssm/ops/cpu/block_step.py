@@ -15,35 +15,31 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cpu.arithmetic import (
-    BF16,
-    F32,
     FAST,
     KINDS,
     LOG2E,
     exp2,
-    float_of_bfloat,
-    float_of_half,
     floats,
     load,
     load_more,
     normalise,
-    pointer,
     sigmoid,
     size_of,
     softplus,
     store,
 )
 from mamba_ssm.ops.cpu.kernel import kernel, record, thread, thread_count, use_wide_vectors, wait_for_all
+from mamba_ssm.ops.cpu.linear import multiply
 
 ZERO = np.float32(0)
 
 TENSORS = (
-    "hidden residual stream norm norm_bias in_proj in_bias conv_state conv conv_bias x_proj dt_proj dt_bias A_log skip "
-    "ssm_state out_proj out_bias out"
+    *("hidden", "residual", "stream", "norm", "norm_bias", "in_proj", "in_bias", "conv_state", "conv", "conv_bias"),
+    *("x_proj", "dt_proj", "dt_bias", "A_log", "skip", "ssm_state", "out_proj", "out_bias", "out"),
 )
+KIND_FIELDS = [f"{name}_kind" for name in TENSORS]
 STEP = record(
-    f"batch model dim states taps rank rms conv_b ssm_b shared {TENSORS} "
-    + " ".join(f"{name}_kind" for name in TENSORS.split()),
+    f"batch model dim states taps rank rms conv_b ssm_b shared {' '.join(TENSORS)} {' '.join(KIND_FIELDS)}",
     floats="eps",
 )
 
@@ -76,29 +72,27 @@ def block_step(
     rank = x_proj_weight.shape[0] - 2 * states
     stream_dtype = residual.dtype if residual is not None else torch.float32 if residual_in_fp32 else hidden.dtype
     out, stream = hidden.new_empty(batch, model), hidden.new_empty(batch, model, dtype=stream_dtype)
-    given = {
-        **{"hidden": hidden.contiguous(), "residual": None if residual is None else residual.contiguous()},
-        **{"norm": norm_weight, "norm_bias": norm_bias, "in_proj": in_proj_weight, "in_bias": in_proj_bias},
-        **{"conv_state": conv_state, "conv": conv_weight, "conv_bias": conv_bias, "x_proj": x_proj_weight},
-        **{"dt_proj": dt_proj_weight, "dt_bias": dt_proj_bias, "A_log": A_log, "skip": D, "ssm_state": ssm_state},
-        **{"out_proj": out_proj_weight, "out_bias": out_proj_bias},
-        **{"stream": stream, "out": out},
-    }
+    hidden, residual = hidden.contiguous(), None if residual is None else residual.contiguous()
+    tensors = (
+        *(hidden, residual, stream, norm_weight, norm_bias, in_proj_weight, in_proj_bias, conv_state, conv_weight),
+        *(conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D, ssm_state, out_proj_weight, out_proj_bias),
+        out,
+    )
     fields: dict[str, int] = {}
-    for name, tensor in given.items():
+    for name, kind, tensor in zip(TENSORS, KIND_FIELDS, tensors, strict=True):
         if tensor is None:
-            fields[name] = fields[f"{name}_kind"] = 0
+            fields[name] = fields[kind] = 0
             continue
-        dense = tensor[0].is_contiguous() if name in ("conv_state", "ssm_state") else tensor.is_contiguous()
+        dense = tensor[0].is_contiguous() if tensor is conv_state or tensor is ssm_state else tensor.is_contiguous()
         if not dense or tensor.dtype not in KINDS:
             raise BackendError(f"The CPU's step takes {name} contiguous, in fp32, fp16 or bf16: convert it.")
-        fields[name], fields[f"{name}_kind"] = tensor.data_ptr(), KINDS[tensor.dtype]
+        fields[name], fields[kind] = tensor.data_ptr(), KINDS[tensor.dtype]
     if ssm_state.dtype != torch.float32:
         raise BackendError("The CPU's step keeps its state in fp32: convert it.")
     shared = hidden.new_empty(batch, 4 * dim + rank + 2 * states, dtype=torch.float32)
     step(
         torch.get_num_threads(),
-        batch * model + 2 * states,
+        batch * model + max(model, states, 2 * conv_weight.numel()),
         **{"batch": batch, "model": model, "dim": dim, "states": states, "taps": conv_weight.shape[1], "rank": rank},
         **{"rms": is_rms_norm, "eps": eps, "shared": shared.data_ptr()},
         conv_b=conv_state.stride(0) * conv_state.element_size(),
@@ -109,66 +103,15 @@ def block_step(
 
 
 @njit(forceinline=True, fastmath=FAST)
-def dot(address: Any, x: Any, count: Any, kind: Any) -> Any:
-    """Of `count` numbers in memory and of x."""
-    sum = ZERO
-    if kind == F32:
-        wide = floats(address, count)
-        for j in range(count):
-            sum += wide[j] * x[j]
-    else:
-        half = carray(pointer(address), (count,), np.int16)
-        if kind == BF16:
-            for j in range(count):
-                sum += float_of_bfloat(half[j]) * x[j]
-        else:
-            for j in range(count):
-                sum += float_of_half(half[j]) * x[j]
-    return sum
-
-
-@njit(forceinline=True, fastmath=FAST)
-def multiply(weight: Any, kind: Any, inputs: Any, first: Any, last: Any, x: Any, y: Any) -> None:
-    """Rows first to last of a matrix of `inputs` columns, times x, to y: four at once, as many streams of memory."""
-    size = inputs * size_of(kind)
-    for o in range(first, last - 3, 4):
-        at = weight + o * size
-        a, b, c, d = ZERO, ZERO, ZERO, ZERO
-        if kind == F32:
-            wide = floats(at, 4 * inputs)
-            for j in range(inputs):
-                a += wide[j] * x[j]
-                b += wide[inputs + j] * x[j]
-                c += wide[2 * inputs + j] * x[j]
-                d += wide[3 * inputs + j] * x[j]
-        else:
-            half = carray(pointer(at), (4 * inputs,), np.int16)
-            if kind == BF16:
-                for j in range(inputs):
-                    a += float_of_bfloat(half[j]) * x[j]
-                    b += float_of_bfloat(half[inputs + j]) * x[j]
-                    c += float_of_bfloat(half[2 * inputs + j]) * x[j]
-                    d += float_of_bfloat(half[3 * inputs + j]) * x[j]
-            else:
-                for j in range(inputs):
-                    a += float_of_half(half[j]) * x[j]
-                    b += float_of_half(half[inputs + j]) * x[j]
-                    c += float_of_half(half[2 * inputs + j]) * x[j]
-                    d += float_of_half(half[3 * inputs + j]) * x[j]
-        y[o], y[o + 1], y[o + 2], y[o + 3] = a, b, c, d
-    for o in range(last - (last - first) % 4, last):
-        y[o] = dot(weight + o * size, x, inputs, kind)
-
-
-@njit(forceinline=True, fastmath=FAST)
-def number(address: Any, at: Any, kind: Any) -> Any:
-    """One number, or 0 where there is no tensor."""
-    if address == 0:
-        return ZERO
-    if kind == F32:
-        return floats(address, at + 1)[at]
-    half = carray(pointer(address), (at + 1,), np.int16)[at]
-    return float_of_bfloat(half) if kind == BF16 else float_of_half(half)
+def slide(past: Any, weight: Any, x: Any, channels: Any, width: Any) -> None:
+    """Put x behind the last inputs of each channel, in place of the first, and their weighted sum into x."""
+    for c in range(channels):
+        sum = x[c] * weight[c * width + width - 1]
+        for k in range(width - 1):
+            past[c * width + k] = past[c * width + k + 1]
+            sum += past[c * width + k] * weight[c * width + k]
+        past[c * width + width - 1] = x[c]
+        x[c] = sum
 
 
 @njit(forceinline=True, fastmath=FAST)
@@ -188,8 +131,8 @@ def step(where: Any) -> None:
     p = carray(where, (1,), STEP)[0]
     M, D, N, R, W = p.model, p.dim, p.states, p.rank, p.taps
     me, all_threads = thread(p), thread_count(p)
-    S = floats(p.scratch + me * p.scratch_bytes, p.batch * M + 2 * N)
-    log_A, past = S[p.batch * M : p.batch * M + N], S[p.batch * M + N : p.batch * M + 2 * N]
+    more = p.batch * M  # where the scratch behind the rows begins
+    S = floats(p.scratch + me * p.scratch_bytes, p.scratch_bytes // 4)
     row = 4 * D + R + 2 * N
     shared = floats(p.shared, p.batch * row)
     first, last = D * me // all_threads, D * (me + 1) // all_threads  # the channels of this thread
@@ -203,29 +146,33 @@ def step(where: Any) -> None:
         if me == 0:
             store(p.stream + b * M * size_of(p.stream_kind), v, M, p.stream_kind)
         normalise(v, M, p.rms, np.float32(p.eps))
+        load(S[more : more + M], p.norm, M, p.norm_kind)
         for j in range(M):
-            v[j] = v[j] * number(p.norm, j, p.norm_kind) + number(p.norm_bias, j, p.norm_bias_kind)
+            v[j] *= S[more + j]
+        if p.norm_bias != 0:
+            load_more(v, p.norm_bias, M, p.norm_bias_kind)
 
     for part in range(2):  # x, and z
         for b in range(p.batch):
             to = shared[b * row : (b + 1) * row]
             multiply(p.in_proj, p.in_proj_kind, M, part * D + first, part * D + last, S[b * M : (b + 1) * M], to)
             if p.in_bias != 0:
-                for o in range(part * D + first, part * D + last):
-                    to[o] += number(p.in_bias, o, p.in_bias_kind)
+                own_rows = to[part * D + first : part * D + last]
+                load_more(own_rows, p.in_bias + (part * D + first) * size_of(p.in_bias_kind), own, p.in_bias_kind)
 
-    size = size_of(p.conv_state_kind)
+    past, weight = S[more : more + own * W], S[more + own * W : more + 2 * own * W]
+    load(weight, p.conv + first * W * size_of(p.conv_kind), own * W, p.conv_kind)
     for b in range(p.batch):
         x = shared[b * row + first : b * row + last]
-        for c in range(own):
-            at = p.conv_state + b * p.conv_b + (first + c) * W * size
-            sum = number(p.conv_bias, first + c, p.conv_bias_kind)
-            for k in range(W):
-                value = x[c] if k == W - 1 else number(at, k + 1, p.conv_state_kind)
-                sum += value * number(p.conv, (first + c) * W + k, p.conv_kind)
-                past[0] = value
-                store(at + k * size, past, 1, p.conv_state_kind)
-            x[c] = sum
+        at = p.conv_state + b * p.conv_b + first * W * size_of(p.conv_state_kind)
+        load(past, at, own * W, p.conv_state_kind)
+        if W == 4:  # as below: the common case with a count that LLVM knows
+            slide(past, weight, x, own, 4)
+        else:
+            slide(past, weight, x, own, W)
+        store(at, past, own * W, p.conv_state_kind)
+        if p.conv_bias != 0:
+            load_more(x, p.conv_bias + first * size_of(p.conv_bias_kind), own, p.conv_bias_kind)
         for c in range(own):
             x[c] *= sigmoid(x[c])
     wait_for_all(p)
@@ -243,17 +190,20 @@ def step(where: Any) -> None:
         chosen = shared[b * row + 4 * D : b * row + 4 * D + selected]
         B, C = chosen[R : R + N], chosen[R + N :]
         multiply(p.dt_proj, p.dt_proj_kind, R, first, last, chosen, shared[b * row + 3 * D : b * row + 4 * D])
-        for c in range(own):
-            dt[c] += number(p.dt_bias, first + c, p.dt_bias_kind)
+        if p.dt_bias != 0:
+            load_more(dt, p.dt_bias + first * size_of(p.dt_bias_kind), own, p.dt_bias_kind)
         for c in range(own):
             dt[c] = softplus(dt[c])
+        load(y, p.skip + first * size_of(p.skip_kind), own, p.skip_kind)
+        for c in range(own):
+            y[c] *= x[c]
+        log_A = S[more : more + N]
         for c in range(own):
             h = floats(p.ssm_state + b * p.ssm_b + (first + c) * N * 4, N)
             load(log_A, p.A_log + (first + c) * N * size_of(p.A_log_kind), N, p.A_log_kind)
             v = dt[c] * x[c]
             # The common case with a count that LLVM knows: one vector instead of a loop.
-            sum = move_on(h, log_A, B, C, dt[c], v, 16) if N == 16 else move_on(h, log_A, B, C, dt[c], v, N)
-            y[c] = sum + x[c] * number(p.skip, first + c, p.skip_kind)
+            y[c] += move_on(h, log_A, B, C, dt[c], v, 16) if N == 16 else move_on(h, log_A, B, C, dt[c], v, N)
         for c in range(own):
             y[c] *= z[c] * sigmoid(z[c])
     wait_for_all(p)
@@ -263,6 +213,5 @@ def step(where: Any) -> None:
         y, out = shared[b * row + 2 * D : b * row + 3 * D], S[b * M : (b + 1) * M]
         multiply(p.out_proj, p.out_proj_kind, D, begin, end, y, out)
         if p.out_bias != 0:
-            for o in range(begin, end):
-                out[o] += number(p.out_bias, o, p.out_bias_kind)
+            load_more(out[begin:end], p.out_bias + begin * size_of(p.out_bias_kind), end - begin, p.out_bias_kind)
         store(p.out + (b * M + begin) * size_of(p.out_kind), out[begin:end], end - begin, p.out_kind)

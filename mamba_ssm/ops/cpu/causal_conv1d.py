@@ -12,7 +12,7 @@ from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_ssm.ops.cpu.arithmetic import floats, load, pointer, sigmoid, size_of, store
+from mamba_ssm.ops.cpu.arithmetic import ask_for, floats, load, pointer, sigmoid, size_of, store
 from mamba_ssm.ops.cpu.kernel import (
     addresses,
     kernel,
@@ -148,6 +148,7 @@ def convolve(where: Any) -> None:
         begin, end = segment * SEGMENT, min(p.length, (segment + 1) * SEGMENT)
         for t in range(begin - W + 1, end):
             new = S[(t + W) % W * w : ((t + W) % W + 1) * w]
+            ask_for(p.x + b * p.x_b + (t + 4) * p.x_t + d * size_of(p.x_kind), w * size_of(p.x_kind))
             if t >= 0:
                 load(new, p.x + b * p.x_b + t * p.x_t + d * size_of(p.x_kind), w, p.x_kind)
             elif p.initial != 0:

@@ -8,6 +8,7 @@ would fight with PyTorch's, which spin while they wait for work, and Python's lo
 import ctypes
 import hashlib
 import os
+import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -35,23 +36,24 @@ class Kernel:
     """A function of a record's address, compiled; ``scratch`` bytes of a cache line's alignment go to each thread."""
 
     def __init__(self, body: Callable[[Any], None], record: np.dtype) -> None:
-        self.record = record
+        self.names = record.names or ()
+        self.pack = struct.Struct("".join(record[name].char for name in self.names).replace("l", "q")).pack
         self.body = njit(nogil=True, fastmath=FAST, error_model="numpy")(body)
-        self.compiled: Callable[[int], None] | None = None
+        self.compiled: Any = None
 
-    def __call__(self, threads: int, scratch: int = 0, **values: int | float | None) -> None:
-        """Run on so many threads, each with ``scratch`` floats of its own; None is the address 0."""
+    def __call__(self, threads: int, scratch: int = 0, **values: int | float) -> None:
+        """Run on so many threads, each with ``scratch`` floats of its own."""
         if self.compiled is None:
             self._compile()
         scratch = -(-scratch // 16) * 16
         buffer = torch.empty(max(1, threads * scratch), dtype=torch.float32)
         given = {**_openmp(), "scratch": buffer.data_ptr(), "scratch_bytes": 4 * scratch, **values}
-        arguments = np.array([tuple(given[name] or 0 for name in self.record.names or ())], self.record)
+        arguments = self.pack(*[given[name] for name in self.names])
         parallel = _parallel()
         if parallel is None:
-            self.compiled(arguments.ctypes.data)  # type: ignore[misc]
+            self.compiled(arguments)
         else:
-            parallel(self.address, arguments.ctypes.data, threads, 0)
+            parallel(self.address, arguments, threads, 0)
 
     def _compile(self) -> None:
         # numba looks at the file of the kernel alone, so all others that go into it are in the folder's name.

@@ -17,7 +17,20 @@ from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_ssm.ops.cpu.arithmetic import LN2, exp2, floats, load, pointer, sigmoid, size_of, softplus, store
+from mamba_ssm.ops.cpu.arithmetic import (
+    LN2,
+    ask_for,
+    exp2,
+    exp2_of_small,
+    floats,
+    largest,
+    load,
+    pointer,
+    sigmoid,
+    size_of,
+    softplus,
+    store,
+)
 from mamba_ssm.ops.cpu.kernel import (
     addresses,
     kernel,
@@ -34,6 +47,7 @@ from mamba_ssm.ops.layout import channel_last
 
 LANES = 16  # floats of the widest vector
 WIDEST = 128  # channels of a block
+AHEAD = 8
 TILE = 16  # steps between the states that the backward pass starts from
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -292,6 +306,7 @@ def scan_forward(where: Any) -> None:
             else:
                 for j in range(w):
                     S[n * w + j] = ZERO
+        top_A = largest(S[As : As + N * w], N * w)
         load(skip, p.D + d * 4, count, 0)
         load(bias, p.bias + d * 4, count, 0)
         for j in range(w):
@@ -310,6 +325,13 @@ def scan_forward(where: Any) -> None:
                 for n in range(N):
                     to = p.kept + (((b * tiles + t // TILE) * N + n) * p.dim + d) * 4
                     store(to, S[n * w : n * w + w], count, 0)
+            ask_for(p.u + b * p.u_b + (t + AHEAD) * p.u_t + d * size_of(p.u_kind), count * size_of(p.u_kind))
+            ask_for(
+                p.delta + b * p.delta_b + (t + AHEAD) * p.delta_t + d * size_of(p.delta_kind),
+                count * size_of(p.delta_kind),
+            )
+            if p.z != 0:
+                ask_for(p.z + b * p.z_b + (t + AHEAD) * p.z_t + d * size_of(p.z_kind), count * size_of(p.z_kind))
             load(x, p.u + b * p.u_b + t * p.u_t + d * size_of(p.u_kind), count, p.u_kind)
             load(dt, p.delta + b * p.delta_b + t * p.delta_t + d * size_of(p.delta_kind), count, p.delta_kind)
             if p.softplus != 0:
@@ -323,13 +345,20 @@ def scan_forward(where: Any) -> None:
                 y[j] = skip[j] * x[j]
             at = ((b * p.length + t) * p.groups + g) * N * 4
             B, C = floats(p.B + at, N), floats(p.C + at, N)
+            small = largest(dt, w) * top_A < 126  # without a bound to check, exp2 is an eighth cheaper
             for n in range(N):
                 b_n, c_n = B[n], C[n]
                 h, a = S[n * w : n * w + w], S[As + n * w : As + n * w + w]
-                for j in range(w):
-                    new = exp2(dt[j] * a[j]) * h[j] + v[j] * b_n
-                    h[j] = new
-                    y[j] += new * c_n
+                if small:
+                    for j in range(w):
+                        new = exp2_of_small(dt[j] * a[j]) * h[j] + v[j] * b_n
+                        h[j] = new
+                        y[j] += new * c_n
+                else:
+                    for j in range(w):
+                        new = exp2(dt[j] * a[j]) * h[j] + v[j] * b_n
+                        h[j] = new
+                        y[j] += new * c_n
             if p.dt_sum != 0:
                 for j in range(w):
                     total[j] += dt[j]

@@ -1,0 +1,17 @@
+import pytest
+from checks import TOLERANCE, rand
+
+from mamba_ssm.ops import backend
+from mamba_ssm.ops.linear import linear
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 33, 7), (3, 768, 1001)])
+def test_is_the_product(rows, inputs, outputs, dtype):
+    x, weight = rand(rows, inputs, dtype=dtype), rand(outputs, inputs, dtype=dtype)
+    want = x.double() @ weight.double().t()
+    for name in ("cpu", "reference"):
+        with backend.use(name):
+            y = linear(x, weight)
+        assert y.dtype == dtype
+        assert (y.double() - want).norm() <= TOLERANCE[dtype] * want.norm()
