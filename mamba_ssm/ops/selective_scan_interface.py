@@ -150,12 +150,13 @@ def mamba_inner_fn(
     state = A.shape[1] * (2 if A.is_complex() else 1)
     rank = delta_proj_weight.shape[1]
     widths = [rank] + [state for m in (B, C) if m is None]
-    dt, *made = F.linear(x.transpose(1, 2), x_proj_weight).split(widths, dim=-1)
+    dt, *rest = F.linear(x.transpose(1, 2), x_proj_weight).split(widths, dim=-1)
+    selected = list(rest)  # torch.compile takes the starred rest for a tuple
     delta = _rms_norm(F.linear(dt, delta_proj_weight), dt_rms_weight, b_c_dt_rms_eps)
     if B is None:
-        B = _to_state_first(made.pop(0), B_proj_bias, b_rms_weight, b_c_dt_rms_eps, A.is_complex())
+        B = _to_state_first(selected.pop(0), B_proj_bias, b_rms_weight, b_c_dt_rms_eps, A.is_complex())
     if C is None:
-        C = _to_state_first(made.pop(0), C_proj_bias, c_rms_weight, b_c_dt_rms_eps, A.is_complex())
+        C = _to_state_first(selected.pop(0), C_proj_bias, c_rms_weight, b_c_dt_rms_eps, A.is_complex())
     y = selective_scan_fn(x, delta.transpose(1, 2), A, B, C, D, z, delta_bias, delta_softplus)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 

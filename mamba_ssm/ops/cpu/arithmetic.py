@@ -17,9 +17,12 @@ F32, BF16, F16 = 0, 1, 2
 LINE = 64  # bytes of a cache line
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
-# Fused multiply-adds; and, in kernels, sums in the order that suits vectors, which would undo exp2's rounding.
+# Fused multiply-adds; and, in kernels, sums in the order that suits vectors, which would undo exp2's rounding. All of
+# this is said of every function, for what is not said numba takes from whoever happens to call a function first.
 EXACT = {"contract", "nsz"}
 FAST = EXACT | {"reassoc"}
+exact = njit(forceinline=True, fastmath=EXACT, error_model="numpy", nogil=True)
+fast = njit(forceinline=True, fastmath=FAST, error_model="numpy", nogil=True)
 
 _f = np.float32
 LOG2E, LN2 = _f(1.4426950408889634), _f(0.6931471805599453)
@@ -66,7 +69,7 @@ def prefetch(context: Any, address: Any) -> Any:
     return types.none(types.int64), generate
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def bfloat_of_float(x: Any) -> Any:
     """Rounded to the nearest, and to even where two are as near."""
     bits = bits_of_float(x)
@@ -74,7 +77,7 @@ def bfloat_of_float(x: Any) -> Any:
     return np.int16(np.int32(0x7FC0) if x != x else rounded)
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def exp2_of_small(x: Any) -> Any:
     """2^x, to 1.2e-7, for x from -126 to 128."""
     shifted = x + _ROUND
@@ -83,7 +86,7 @@ def exp2_of_small(x: Any) -> Any:
     return float_of_bits(bits_of_float(p) + (bits_of_float(shifted) << np.int32(23)))
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def largest(v: Any, count: Any) -> Any:
     """The largest absolute value, or NaN where there is one; by bits, whose maximum LLVM knows to vectorise."""
     top = np.int32(0)
@@ -92,19 +95,19 @@ def largest(v: Any, count: Any) -> Any:
     return float_of_bits(top)
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def exp2(x: Any) -> Any:
     """2^x, to 1.2e-7, 2^-126 instead of less, and infinity from 128 on."""
     x = _LOWEST if x < _LOWEST else x
     return exp2_of_small(_HIGHEST if x > _HIGHEST else x)
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def sigmoid(x: Any) -> Any:
     return _ONE / (_ONE + exp2(-LOG2E * x))
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def softplus(x: Any) -> Any:
     """log(1 + e^x) = max(x, 0) + 2 artanh(s), s = u / (2 + u), u = e^-|x|: accurate where it is small, too."""
     u = exp2(-LOG2E * abs(x))
@@ -114,12 +117,12 @@ def softplus(x: Any) -> Any:
     return (x if not x < 0 else _f(0)) + series
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def floats(address: Any, count: Any) -> Any:
     return carray(pointer(address), (count,), np.float32)
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def load(to: Any, address: Any, count: Any, kind: Any) -> None:
     """`count` neighbours in memory, as fp32; zero behind them up to the length of `to`."""
     if kind == F32:
@@ -138,7 +141,7 @@ def load(to: Any, address: Any, count: Any, kind: Any) -> None:
         to[j] = _f(0)
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def load_more(to: Any, address: Any, count: Any, kind: Any) -> None:
     """`load`, added to what is there."""
     if kind == F32:
@@ -155,7 +158,7 @@ def load_more(to: Any, address: Any, count: Any, kind: Any) -> None:
                 to[j] += float_of_half(half[j])
 
 
-@njit(forceinline=True, fastmath=EXACT)
+@exact
 def store(address: Any, values: Any, count: Any, kind: Any) -> None:
     if kind == F32:
         wide = floats(address, count)
@@ -171,13 +174,13 @@ def store(address: Any, values: Any, count: Any, kind: Any) -> None:
                 half[j] = half_of_float(values[j])
 
 
-@njit(forceinline=True)
+@exact
 def size_of(kind: Any) -> Any:
     """Bytes of a number."""
     return 4 if kind == F32 else 2
 
 
-@njit(forceinline=True, fastmath=FAST)
+@fast
 def normalise(v: Any, count: Any, rms: Any, eps: Any) -> Any:
     """Bring v's first numbers to mean 0 (unless it is an RMS norm) and mean square 1; what they were multiplied by."""
     if rms == 0:
@@ -196,7 +199,7 @@ def normalise(v: Any, count: Any, rms: Any, eps: Any) -> Any:
     return scale
 
 
-@njit(forceinline=True)
+@exact
 def ask_for(address: Any, bytes: Any) -> None:
     """Have memory brought to the cache, which need not exist."""
     for line in range(address, address + bytes, LINE):

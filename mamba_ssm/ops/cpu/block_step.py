@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import carray
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cpu.arithmetic import (
-    FAST,
     KINDS,
     LOG2E,
     exp2,
+    fast,
     floats,
     load,
     load_more,
@@ -102,7 +102,7 @@ def block_step(
     return out, stream
 
 
-@njit(forceinline=True, fastmath=FAST)
+@fast
 def slide(past: Any, weight: Any, x: Any, channels: Any, width: Any) -> None:
     """Put x behind the last inputs of each channel, in place of the first, and their weighted sum into x."""
     for c in range(channels):
@@ -114,7 +114,7 @@ def slide(past: Any, weight: Any, x: Any, channels: Any, width: Any) -> None:
         x[c] = sum
 
 
-@njit(forceinline=True, fastmath=FAST)
+@fast
 def move_on(h: Any, log_A: Any, B: Any, C: Any, dt: Any, v: Any, count: Any) -> Any:
     """A channel's states by one step, in place, and its output."""
     y = ZERO

@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError
-from mamba_ssm.ops.cpu.arithmetic import FAST, KINDS
+from mamba_ssm.ops.cpu.arithmetic import FAST, KINDS, exact
 from mamba_ssm.utils.cache import cache_folder
 
 # Where a thread finds out which one it is, how many there are, and where all wait for each other.
@@ -136,17 +136,17 @@ def use_wide_vectors(context: Any) -> Any:
     return types.none(), generate
 
 
-@njit(forceinline=True)
+@exact
 def thread(p: Any) -> Any:
     return np.int64(_call(p.omp_get_thread_num)) if p.omp_get_thread_num != 0 else 0
 
 
-@njit(forceinline=True)
+@exact
 def thread_count(p: Any) -> Any:
     return np.int64(_call(p.omp_get_num_threads)) if p.omp_get_num_threads != 0 else 1
 
 
-@njit(forceinline=True)
+@exact
 def wait_for_all(p: Any) -> None:
     if p.GOMP_barrier != 0:
         _call(p.GOMP_barrier)

@@ -6,14 +6,14 @@ Letters: B rows, I inputs, O outputs.
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 from torch import Tensor
 
 from mamba_ssm.ops.cpu.arithmetic import (
     BF16,
     F32,
-    FAST,
     LINE,
+    fast,
     float_of_bfloat,
     float_of_half,
     floats,
@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return y[0]
 
 
-@njit(forceinline=True, fastmath=FAST)
+@fast
 def dot(address: Any, x: Any, count: Any, kind: Any) -> Any:
     """Of `count` numbers in memory and of x."""
     sum = ZERO
@@ -75,7 +75,7 @@ def dot(address: Any, x: Any, count: Any, kind: Any) -> Any:
     return sum
 
 
-@njit(forceinline=True, fastmath=FAST)
+@fast
 def multiply(weight: Any, kind: Any, inputs: Any, first: Any, last: Any, x: Any, y: Any) -> None:
     """Rows first to last of a matrix of `inputs` columns, times x, to y: four at once, as many streams of memory."""
     size = inputs * size_of(kind)
