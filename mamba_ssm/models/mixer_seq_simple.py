@@ -42,7 +42,7 @@ class CausalLMOutput(NamedTuple):
 
 # Tokens of a batch that go through the layers together where no gradient is wanted: enough for products and a GPU to be
 # as fast as they get, and few enough that the memory of a long text does not grow with it.
-TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 131072}
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 131072}
 # Of a decoding step on a CPU; for more, PyTorch's products are as fast as a pass over the weights for each.
 FEW_ROWS = 4
 

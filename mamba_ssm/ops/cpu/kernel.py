@@ -31,6 +31,10 @@ from mamba_ssm.utils.cache import cache_folder
 # Where a thread finds out which one it is, how many there are, and where all wait for each other.
 OPENMP = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
 
+# glibc gives the memory of large freed tensors back to the system, only to fetch it again a page at a time for the next
+# layer, a fifth of a prefill's time; but not blocks smaller than the largest that it has seen freed, up to 32 MiB.
+torch.empty(32 * 2**20 - 4096, dtype=torch.uint8)
+
 
 class Kernel:
     """A function of a record's address, compiled; ``scratch`` bytes of a cache line's alignment go to each thread."""
