@@ -72,6 +72,7 @@ def selective_scan_fn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Shapes and results are the reference's, for real A, and B and C by token; computed in fp32."""
     B, C = _by_group(B, C, u.shape)
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     out, last = _Scan.apply(
         *(neighbours_last(m.transpose(1, 2)) for m in (u, delta)),
         A,
@@ -83,6 +84,7 @@ def selective_scan_fn(
         initial_state,
         None if seq_idx is None else seq_idx.to(torch.int32).contiguous(),
         delta_softplus,
+        torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in given),
     )
     out = out.transpose(1, 2)
     if not channel_last(u):
@@ -122,9 +124,9 @@ class _Scan(torch.autograd.Function):
         initial: Tensor | None,
         seq: Tensor | None,
         softplus: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         at = _Parameters(A, D, bias)
-        keep = any(ctx.needs_input_grad)
         out, last, kept = _forward(u, delta, at, B, C, z, initial, seq, softplus, keep)
         if keep:
             ctx.save_for_backward(u, delta, A, B, C, D, z, bias, initial, seq, kept)
@@ -172,6 +174,7 @@ class _Scan(torch.autograd.Function):
             dz,
             None if bias is None else d_bias.sum((0, 1)).to(bias.dtype),
             None if initial is None else d_initial.transpose(1, 2).to(initial.dtype),
+            None,
             None,
             None,
         )
