@@ -12,7 +12,7 @@ from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_ssm.ops.cpu.arithmetic import ask_for, floats, load, pointer, sigmoid, size_of, store
+from mamba_ssm.ops.cpu.arithmetic import ask_for, fast, floats, load, pointer, sigmoid, size_of, store
 from mamba_ssm.ops.cpu.kernel import (
     addresses,
     kernel,
@@ -130,6 +130,33 @@ class _Given:
         }
 
 
+@fast
+def read_input(p: Any, to: Any, b: Any, t: Any, d: Any, w: Any) -> None:
+    """w channels of step t: before the first step those of the state, and zero after the last."""
+    if 0 <= t < p.length:
+        load(to, p.x + b * p.x_b + t * p.x_t + d * size_of(p.x_kind), w, p.x_kind)
+    elif t < 0 and p.initial != 0:
+        load(to, p.initial + ((b * (p.taps - 1) + t + p.taps - 1) * p.dim + d) * 4, w, 0)
+    else:
+        for j in range(w):
+            to[j] = ZERO
+
+
+@fast
+def weighted_sum(p: Any, S: Any, seq: Any, bias: Any, t: Any, d: Any, w: Any, y: Any) -> None:
+    """The convolution at step t, of the last W inputs at the start of S, each at its step modulo W."""
+    W = p.taps
+    for j in range(w):
+        y[j] = bias[j]
+    for k in range(W):
+        if p.seq != 0 and seq[max(0, t - k)] != seq[t]:
+            continue
+        x = S[(t - k + W) % W * w : ((t - k + W) % W + 1) * w]
+        weight = floats(p.weight + ((W - 1 - k) * p.dim + d) * 4, w)
+        for j in range(w):
+            y[j] += weight[j] * x[j]
+
+
 @kernel(FORWARD)
 def convolve(where: Any) -> None:
     use_wide_vectors()
@@ -149,24 +176,10 @@ def convolve(where: Any) -> None:
         for t in range(begin - W + 1, end):
             new = S[(t + W) % W * w : ((t + W) % W + 1) * w]
             ask_for(p.x + b * p.x_b + (t + 4) * p.x_t + d * size_of(p.x_kind), w * size_of(p.x_kind))
-            if t >= 0:
-                load(new, p.x + b * p.x_b + t * p.x_t + d * size_of(p.x_kind), w, p.x_kind)
-            elif p.initial != 0:
-                load(new, p.initial + ((b * (W - 1) + t + W - 1) * p.dim + d) * 4, w, 0)
-            else:
-                for j in range(w):
-                    new[j] = ZERO
+            read_input(p, new, b, t, d, w)
             if t < begin:
                 continue
-            for j in range(w):
-                y[j] = bias[j]
-            for k in range(W):
-                if p.seq != 0 and seq[max(0, t - k)] != seq[t]:
-                    continue
-                x = S[(t - k + W) % W * w : ((t - k + W) % W + 1) * w]
-                weight = floats(p.weight + ((W - 1 - k) * p.dim + d) * 4, w)
-                for j in range(w):
-                    y[j] += weight[j] * x[j]
+            weighted_sum(p, S, seq, bias, t, d, w, y)
             if p.silu != 0:
                 for j in range(w):
                     y[j] *= sigmoid(y[j])
@@ -200,30 +213,13 @@ def convolve_backward(where: Any) -> None:
             new = S[(t + W) % W * w : ((t + W) % W + 1) * w]
             g = S[gs + (t + W) % W * w : gs + ((t + W) % W + 1) * w]
             inside = t < p.length and not (p.seq != 0 and t >= 0 and seq[max(0, t)] < 0)
-            if t >= p.length:
-                for j in range(w):
-                    new[j] = ZERO
-            elif t >= 0:
-                load(new, p.x + b * p.x_b + t * p.x_t + d * size_of(p.x_kind), w, p.x_kind)
-            elif p.initial != 0:
-                load(new, p.initial + ((b * (W - 1) + t + W - 1) * p.dim + d) * 4, w, 0)
-            else:
-                for j in range(w):
-                    new[j] = ZERO
+            read_input(p, new, b, t, d, w)
             if t < begin:
                 continue
             if inside:
                 load(g, p.dout + b * p.dout_b + t * p.dout_t + d * size_of(p.dout_kind), w, p.dout_kind)
                 if p.silu != 0:
-                    for j in range(w):
-                        dx[j] = bias[j]
-                    for k in range(W):
-                        if p.seq != 0 and seq[max(0, t - k)] != seq[t]:
-                            continue
-                        x = S[(t - k + W) % W * w : ((t - k + W) % W + 1) * w]
-                        weight = floats(p.weight + ((W - 1 - k) * p.dim + d) * 4, w)
-                        for j in range(w):
-                            dx[j] += weight[j] * x[j]
+                    weighted_sum(p, S, seq, bias, t, d, w, dx)
                     for j in range(w):
                         s = sigmoid(dx[j])
                         g[j] *= s * (ONE + dx[j] * (ONE - s))
