@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model import build
+from model import build, milliseconds
 from timing import machine, write
 
 from mamba_ssm.models.config_mamba import MambaConfig
@@ -44,23 +44,12 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 LONG = 1 << 20
 
 
-def median(work: Callable[[], Any], repeats: int, warm_ups: int = 1) -> float:
-    """Milliseconds."""
-    times = []
-    for index in range(warm_ups + repeats):
-        start = time.perf_counter()
-        work()
-        if index >= warm_ups:
-            times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
-
-
 def in_turn(work: dict[str, Callable[[], Any]], rounds: int, repeats: int = 1) -> dict[str, float]:
     """Milliseconds of each, a round after the other, so that a machine that slows down does so for all."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, run in work.items():
-            times[name].append(median(run, repeats))
+            times[name].append(milliseconds(run, "cpu", repeats, warm_ups=1))
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
@@ -211,7 +200,7 @@ def agree(them: dict[str, Any], ids: Tensor, tolerance: float) -> bool:
 
 def measure_import() -> list[dict[str, Any]]:
     def run(code: str) -> float:
-        return median(lambda: subprocess.run([sys.executable, "-c", code], check=True), 7)
+        return milliseconds(lambda: subprocess.run([sys.executable, "-c", code], check=True), "cpu", 7, warm_ups=1)
 
     alone, ours = run("import torch"), run("from mamba_ssm import Mamba, MambaLMHeadModel")
     print(f"import: torch {alone:.0f} ms, mamba_ssm {ours:.0f} ms: {ours / alone:.2f} times")

@@ -10,17 +10,15 @@ weights come from memory; "read": what they and the states are in bytes, over th
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from model import milliseconds
 from timing import agree, machine, write
 
 from mamba_ssm.ops import backend
@@ -31,15 +29,6 @@ from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
 M, D, N, W, R, L, LAYERS = 768, 1536, 16, 4, 48, 2048, 24
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-def milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[2:])
 
 
 def scans(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
@@ -116,7 +105,7 @@ def main() -> int:
             torch.set_num_threads(threads)
             for name, run in {**work, "scan, backward": backward(dtype), "step": run_step}.items():
                 with torch.set_grad_enabled(name == "scan, backward"):
-                    ms = milliseconds(run, args.repeats)
+                    ms = milliseconds(run, "cpu", args.repeats)
                 row = {"op": name, "dtype": str(dtype).removeprefix("torch."), "threads": threads, "ms": ms}
                 if name == "step":
                     row["read"] = size / (ms * 1e-3)

@@ -43,8 +43,6 @@ class CausalLMOutput(NamedTuple):
 # Tokens of a batch that go through the layers together where no gradient is wanted: enough for products and a GPU to be
 # as fast as they get, and few enough that the memory of a long text does not grow with it.
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 131072}
-# Of a decoding step on a CPU; for more, PyTorch's products are as fast as a pass over the weights for each.
-FEW_ROWS = 4
 
 
 def create_block(
@@ -346,7 +344,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         rows = hidden_states.numel() // hidden_states.shape[-1]
         here = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         plain = type(self.lm_head) is nn.Linear and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if here and plain and 0 < rows <= FEW_ROWS:
+        if here and plain and rows == 1:  # for more, PyTorch's product is as fast, or faster
             weight: Any = self.lm_head.weight
             return linear(hidden_states.flatten(0, 1), weight).unflatten(0, hidden_states.shape[:2])
         return self.lm_head(hidden_states)

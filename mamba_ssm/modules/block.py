@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mamba_ssm.utils.generation import InferenceParams
 
 
+# On a CPU one row after the other passes over the weights; for more rows than these PyTorch's products are faster.
+ROWS_OF_A_STEP = {"cpu": 8}
+
+
 def add_norm(
     norm: nn.Module, hidden_states: Tensor, residual: Tensor | None, *, fused: bool, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
@@ -90,8 +94,10 @@ class Block(nn.Module):
         """Whether this call is one token that continues a cache, on a back-end that fuses the whole block."""
         from mamba_ssm.modules.mamba_simple import Mamba
 
+        most = ROWS_OF_A_STEP.get(hidden_states.device.type, hidden_states.shape[0])
         return (
             hidden_states.shape[1] == 1
+            and hidden_states.shape[0] <= most
             and params.seqlen_offset > 0
             and self.fused_add_norm
             and self.mlp is None

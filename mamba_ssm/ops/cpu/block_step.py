@@ -1,7 +1,7 @@
 """One token through a Mamba block on a CPU: one call, whose threads share the rows of every matrix.
 
-Bound by memory: each weight and each state is read once, by the threads together, which wait for each other between the
-products. A channel's states are updated where its step is computed.
+Bound by memory: each row of the batch reads each weight and its own states once, by the threads together, which wait
+for each other between the products. A channel's states are updated where its step is computed.
 
 Letters: B batch, M model width, D inner channels, N state, W width of the convolution, R rank of delta.
 """

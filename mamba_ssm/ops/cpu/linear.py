@@ -1,4 +1,4 @@
-"""A matrix times a few vectors on a CPU, bound by memory: each weight is read once.
+"""A matrix times a vector, or a few, on a CPU. Bound by memory: each weight is read once for a vector.
 
 Letters: B rows, I inputs, O outputs.
 """
