@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mamba_ssm.errors import CheckpointError
 from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.modules.int8_linear import Int8Linear
 from mamba_ssm.utils.hf import CONFIG_NAME, SAFE_WEIGHTS_NAME, load_config_hf, load_state_dict_hf
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def _some(keys: list[str]) -> str:
 
 def save(model: nn.Module, config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     """See MambaLMHeadModel.save_pretrained."""
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise CheckpointError("weights in int8 are for decoding alone: save the model before to_int8()")
     tied = config.get("tie_embeddings", False)
     write({k: v.detach() for k, v in model.state_dict().items() if not (tied and k == _HEAD)}, config, folder)
 

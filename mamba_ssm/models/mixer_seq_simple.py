@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.mixin import ESIMixin
 from mamba_ssm.esi.module import ESI
-from mamba_ssm.models import checkpoint
+from mamba_ssm.models import checkpoint, planned_steps
 from mamba_ssm.models import states as states_file
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.modules.block import Block, add_norm
+from mamba_ssm.modules.int8_linear import Int8Linear
 from mamba_ssm.modules.mamba_simple import Mamba, MambaState, sequence_index
 from mamba_ssm.ops.layer_norm import RMSNorm
 from mamba_ssm.ops.linear import linear
@@ -43,6 +44,7 @@ class CausalLMOutput(NamedTuple):
 # Tokens of a batch that go through the layers together where no gradient is wanted: enough for products and a GPU to be
 # as fast as they get, and few enough that the memory of a long text does not grow with it.
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 131072}
+INT8 = ("in_proj", "out_proj")  # what to_int8 rounds in a mixer: nearly all of its weights
 
 
 def create_block(
@@ -220,12 +222,18 @@ class MixerModel(nn.Module):
         ``states``: a state per layer of the range to start from, with gradients; ``new_states``: a list that the
         states after the last token are appended to. A caller that caches uses ``inference_params`` instead.
         """
-        layers = self.layers[start:stop]
-        if states is not None and len(states) != len(layers):
-            raise ValueError(f"there are {len(states)} states to start from and {len(layers)} layers: give one a layer")
         seq_idx = sequence_index(hidden_states, seq_idx, cu_seqlens)
         if seq_idx is not None:
             mixer_kwargs["seq_idx"] = seq_idx
+        if inference_params is not None and states is None and new_states is None:
+            at_once = planned_steps.step(
+                self.layers, start, stop, hidden_states, residual, inference_params, mixer_kwargs
+            )
+            if at_once is not None:
+                return at_once
+        layers = self.layers[start:stop]
+        if states is not None and len(states) != len(layers):
+            raise ValueError(f"there are {len(states)} states to start from and {len(layers)} layers: give one a layer")
         if new_states is not None:
             mixer_kwargs["return_state"] = True
         for index, layer in enumerate(layers):
@@ -341,13 +349,27 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """(B, L, d_model) -> (B, L, V)."""
+        head: Any = self.lm_head
         rows = hidden_states.numel() // hidden_states.shape[-1]
         here = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        plain = type(self.lm_head) is nn.Linear and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if here and plain and rows == 1:  # for more, PyTorch's product is as fast, or faster
-            weight: Any = self.lm_head.weight
-            return linear(hidden_states.flatten(0, 1), weight).unflatten(0, hidden_states.shape[:2])
-        return self.lm_head(hidden_states)
+        plain = type(head) in (nn.Linear, Int8Linear) and not head._forward_hooks and not head._forward_pre_hooks
+        # For more rows, PyTorch's product is as fast, or faster.
+        if here and plain and rows == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            logits = linear(hidden_states.flatten(0, 1), head.weight, getattr(head, "scale", None))
+            return logits.unflatten(0, hidden_states.shape[:2])
+        return head(hidden_states)
+
+    def to_int8(self) -> MambaLMHeadModel:
+        """Round the large matrices of blocks and head to int8, with a scale a row, in place; return the model.
+
+        For decoding on a CPU, which reads all weights for a token. The embedding, the small matrices and ESI stay as
+        they are. Such a model can neither be trained nor saved.
+        """
+        blocks: list[Any] = list(self.backbone.layers)
+        for owner, name in [(block.mixer, name) for block in blocks for name in INT8] + [(self, "lm_head")]:
+            if not isinstance(linear := getattr(owner, name), Int8Linear):
+                setattr(owner, name, Int8Linear(linear))
+        return self
 
     def save_states(self, states: Sequence[MambaState], path: str | os.PathLike[str]) -> None:
         """Write a state per layer, as ``return_states`` gives them, to a safetensors file; never half a one.

@@ -20,6 +20,23 @@ if TYPE_CHECKING:
 ROWS_OF_A_STEP = {"cpu": 8}
 
 
+def continues_by_one(
+    hidden_states: Tensor, params: InferenceParams, mixer_kwargs: dict[str, Any], backends: tuple[str, ...]
+) -> bool:
+    """Whether hidden_states (B, 1, M) continue a text, for one of these back-ends' `block_step`, with nothing else."""
+    device, dtype = hidden_states.device, hidden_states.dtype
+    return (
+        hidden_states.shape[1] == 1
+        and hidden_states.shape[0] <= ROWS_OF_A_STEP.get(device.type, hidden_states.shape[0])
+        and params.seqlen_offset > 0
+        and all(value is None or value is False for value in mixer_kwargs.values())
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and backend.choose("block_step", device, dtype).backend in backends
+        and not torch.is_autocast_enabled(device.type)
+    )
+
+
 def add_norm(
     norm: nn.Module, hidden_states: Tensor, residual: Tensor | None, *, fused: bool, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
@@ -92,23 +109,33 @@ class Block(nn.Module):
 
     def _is_one_op(self, hidden_states: Tensor, params: InferenceParams, mixer_kwargs: dict[str, Any]) -> bool:
         """Whether this call is one token that continues a cache, on a back-end that fuses the whole block."""
+        return (
+            continues_by_one(hidden_states, params, mixer_kwargs, ("cpu", "cuda"))
+            and self.is_fusable(nn.Linear)
+            and hidden_states.dtype == self.norm.weight.dtype
+        )
+
+    def is_fusable(self, *linears: type[nn.Module]) -> bool:
+        """Whether the block is nothing but what `block_step` computes, its projections being of these very classes.
+
+        A class derived from them, an adapter around one and a hook all compute something else, or look on.
+        """
         from mamba_ssm.modules.mamba_simple import Mamba
 
-        most = ROWS_OF_A_STEP.get(hidden_states.device.type, hidden_states.shape[0])
+        mixer = self.mixer
         return (
-            hidden_states.shape[1] == 1
-            and hidden_states.shape[0] <= most
-            and params.seqlen_offset > 0
-            and self.fused_add_norm
+            self.fused_add_norm
             and self.mlp is None
-            and isinstance(self.mixer, Mamba)
-            and all(value is None or value is False for value in mixer_kwargs.values())
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and hidden_states.dtype == self.mixer.in_proj.weight.dtype
-            and backend.choose("block_step", hidden_states.device, hidden_states.dtype).backend in ("cpu", "cuda")
-            and not torch.is_autocast_enabled(hidden_states.device.type)
+            and type(mixer) is Mamba
+            and all(type(m) in linears for m in (mixer.in_proj, mixer.out_proj))
+            and type(mixer.x_proj) is nn.Linear
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules_of_a_step())
         )
+
+    def modules_of_a_step(self) -> tuple[nn.Module, ...]:
+        """What a fused step stands in for, but for the block itself and modules that are never called."""
+        mixer: Any = self.mixer
+        return self.norm, mixer, mixer.in_proj, mixer.x_proj, mixer.out_proj
 
     def _step(self, hidden_states: Tensor, residual: Tensor | None, params: InferenceParams) -> tuple[Tensor, Tensor]:
         """forward() for one token, (B, 1, dim)."""

@@ -190,7 +190,9 @@ class Mamba(nn.Module):
         seq_idx: Tensor | None,
     ) -> tuple[Tensor, MambaState | None]:
         """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
-        if initial is None and not want_state and attention_mask is None and seq_idx is None:
+        # _mix_whole takes the weights of projections; one that was replaced or adapted must be called.
+        plain = type(self.x_proj) is nn.Linear and type(self.out_proj) is nn.Linear
+        if plain and initial is None and not want_state and attention_mask is None and seq_idx is None:
             return self._mix_whole(hidden), None
         conv_in, ssm_in = initial if initial is not None else (None, None)
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
@@ -298,7 +300,7 @@ class Mamba(nn.Module):
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: object
     ) -> MambaState:
         """A zero state for batch_size rows; max_seqlen does not matter to it. The SSM state is kept in fp32 always."""
-        device = self.out_proj.weight.device
+        device = self.x_proj.weight.device
         conv_dtype = self.conv1d.weight.dtype if dtype is None else dtype
         conv_state = torch.zeros(batch_size, self.d_inner, self.d_conv, device=device, dtype=conv_dtype)
         return conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=torch.float32)
@@ -322,5 +324,5 @@ class Mamba(nn.Module):
         conv_state, ssm_state = caches[self.layer_idx]
         if conv_state.shape[0] < stop:
             raise ValueError(f"the cache has {conv_state.shape[0]} rows and the batch needs {stop}: allocate more")
-        params.check_unmoved(self.layer_idx, self.out_proj.weight, conv_state.device)
+        params.check_unmoved(self.layer_idx, self.x_proj.weight, conv_state.device)
         return conv_state[start:stop], ssm_state[start:stop]

@@ -5,6 +5,6 @@ from torch import Tensor
 from mamba_ssm.ops import backend
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """x (B, I), weight (O, I) -> x weight^T (B, O): the one product of a decoding step that is outside of a block."""
-    return backend.module("linear", x).linear(x, weight)
+    return backend.module("linear", x).linear(x, weight, scale)

@@ -43,6 +43,7 @@ class InferenceParams:
     """What a model remembers between calls, and how much it has read: seqlen_offset tokens.
 
     The caller adds to ``seqlen_offset`` after each call. Layer i's state is ``key_value_memory_dict[i]``.
+    ``planned_steps`` is the model's own: see models/planned_steps.py.
     """
 
     max_seqlen: int
@@ -52,6 +53,9 @@ class InferenceParams:
     key_value_memory_dict: dict[Any, Any] = field(default_factory=dict)
     lengths_per_sample: Tensor | None = None
     dtypes: dict[Any, torch.dtype] = field(default_factory=dict)  # of the weights when the text began, by layer
+    planned_steps: dict[Any, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # see models/planned_steps.py
 
     def reset(self, max_seqlen: int, max_batch_size: int) -> None:
         """Start another text. The tables stay: the next call at offset 0 overwrites them."""

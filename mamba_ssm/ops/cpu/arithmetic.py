@@ -13,7 +13,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-F32, BF16, F16 = 0, 1, 2
+F32, BF16, F16, I8 = 0, 1, 2, 3
 LINE = 64  # bytes of a cache line
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
@@ -177,7 +177,7 @@ def store(address: Any, values: Any, count: Any, kind: Any) -> None:
 @exact
 def size_of(kind: Any) -> Any:
     """Bytes of a number."""
-    return 4 if kind == F32 else 2
+    return 4 if kind == F32 else 1 if kind == I8 else 2
 
 
 @fast

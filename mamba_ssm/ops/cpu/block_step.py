@@ -1,4 +1,4 @@
-"""One token through a Mamba block on a CPU: one call, whose threads share the rows of every matrix.
+"""One token through Mamba blocks on a CPU: one call for all, whose threads share the rows of every matrix.
 
 Bound by memory: each row of the batch reads each weight and its own states once, by the threads together, which wait
 for each other between the products. A channel's states are updated where its step is computed.
@@ -6,6 +6,7 @@ for each other between the products. A channel's states are updated where its st
 Letters: B batch, M model width, D inner channels, N state, W width of the convolution, R rank of delta.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cpu.arithmetic import (
+    I8,
     KINDS,
     LOG2E,
     exp2,
@@ -23,25 +25,77 @@ from mamba_ssm.ops.cpu.arithmetic import (
     load,
     load_more,
     normalise,
+    pointer,
     sigmoid,
     size_of,
     softplus,
     store,
 )
-from mamba_ssm.ops.cpu.kernel import kernel, record, thread, thread_count, use_wide_vectors, wait_for_all
-from mamba_ssm.ops.cpu.linear import multiply
+from mamba_ssm.ops.cpu.kernel import kernel, kind_of, record, thread, thread_count, use_wide_vectors, wait_for_all
+from mamba_ssm.ops.cpu.linear import multiply, scale_rows
 
 ZERO = np.float32(0)
 
 TENSORS = (
-    *("hidden", "residual", "stream", "norm", "norm_bias", "in_proj", "in_bias", "conv_state", "conv", "conv_bias"),
-    *("x_proj", "dt_proj", "dt_bias", "A_log", "skip", "ssm_state", "out_proj", "out_bias", "out"),
+    *("norm", "norm_bias", "in_proj", "in_scale", "in_bias", "conv_state", "conv", "conv_bias", "x_proj", "dt_proj"),
+    *("dt_bias", "A_log", "skip", "ssm_state", "out_proj", "out_scale", "out_bias"),
 )
-KIND_FIELDS = [f"{name}_kind" for name in TENSORS]
-STEP = record(
-    f"batch model dim states taps rank rms conv_b ssm_b shared {' '.join(TENSORS)} {' '.join(KIND_FIELDS)}",
-    floats="eps",
-)
+BLOCK_FIELDS = (*TENSORS, *(f"{name}_kind" for name in TENSORS), "conv_b", "ssm_b")
+BLOCK = np.dtype([(name, np.int64) for name in BLOCK_FIELDS])
+STREAMS = "hidden hidden_kind residual residual_kind stream stream_kind stream_bytes out"
+STEP = record(f"blocks count batch model dim states taps rank rms shared {STREAMS}", floats="eps")
+
+
+class Steps:
+    """Blocks of one size one after the other, ready for many tokens: where everything lies is found once.
+
+    Addresses are kept, and tensors with them: it is the caller who sees that a model still has the same ones.
+    """
+
+    def __init__(
+        self, blocks: Sequence[dict[str, Tensor | None]], eps: float, is_rms_norm: bool, residual_in_fp32: bool
+    ) -> None:
+        """blocks: for each the tensors of `block_step`, by the names in TENSORS; in_proj and out_proj may be int8.
+
+        in_scale (2D,) and out_scale (M,) belong to rows of int8.
+        """
+        self.blocks = blocks
+        self.residual_in_fp32 = residual_in_fp32
+        self.where = np.array([_fields(block) for block in blocks], BLOCK)
+        first: dict[str, Any] = blocks[0]
+        (self.dim, self.states), self.taps = first["A_log"].shape, first["conv"].shape[-1]
+        self.model = first["out_proj"].shape[0]
+        self.rank = first["x_proj"].shape[0] - 2 * self.states
+        sizes = {"dim": self.dim, "states": self.states, "taps": self.taps, "rank": self.rank}
+        self.fixed: dict[str, Any] = {
+            **{"blocks": self.where.ctypes.data, "count": len(blocks), "model": self.model, **sizes},
+            **{"rms": is_rms_norm, "eps": eps},
+        }
+
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """hidden, residual (B, M): what the last block's mixer gives, and the sum that is the next residual."""
+        batch, hidden = hidden.shape[0], hidden.contiguous()
+        residual = None if residual is None else residual.contiguous()
+        kind = residual.dtype if residual is not None else torch.float32 if self.residual_in_fp32 else hidden.dtype
+        out, streams = torch.empty_like(hidden), hidden.new_empty(2, batch, self.model, dtype=kind)
+        row = 4 * self.dim + self.rank + 2 * self.states
+        shared = hidden.new_empty(batch, row, dtype=torch.float32)
+        step(
+            torch.get_num_threads(),
+            batch * self.model + max(2 * self.dim, self.model, self.states, 2 * self.dim * self.taps),
+            **self.fixed,
+            batch=batch,
+            shared=shared.data_ptr(),
+            hidden=hidden.data_ptr(),
+            hidden_kind=kind_of(hidden),
+            residual=0 if residual is None else residual.data_ptr(),
+            residual_kind=kind_of(streams),
+            stream=streams.data_ptr(),
+            stream_kind=kind_of(streams),
+            stream_bytes=batch * self.model * streams.element_size(),
+            out=out.data_ptr(),
+        )
+        return out, streams[(len(self.blocks) - 1) % 2]
 
 
 def block_step(
@@ -67,39 +121,35 @@ def block_step(
     residual_in_fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Shapes and results are the reference's, computed in fp32."""
-    batch, model = hidden.shape
-    dim, states = A_log.shape
-    rank = x_proj_weight.shape[0] - 2 * states
-    stream_dtype = residual.dtype if residual is not None else torch.float32 if residual_in_fp32 else hidden.dtype
-    out, stream = hidden.new_empty(batch, model), hidden.new_empty(batch, model, dtype=stream_dtype)
-    hidden, residual = hidden.contiguous(), None if residual is None else residual.contiguous()
-    tensors = (
-        *(hidden, residual, stream, norm_weight, norm_bias, in_proj_weight, in_proj_bias, conv_state, conv_weight),
-        *(conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D, ssm_state, out_proj_weight, out_proj_bias),
-        out,
-    )
-    fields: dict[str, int] = {}
-    for name, kind, tensor in zip(TENSORS, KIND_FIELDS, tensors, strict=True):
+    block = {
+        **{"norm": norm_weight, "norm_bias": norm_bias, "in_proj": in_proj_weight, "in_bias": in_proj_bias},
+        **{"conv_state": conv_state, "conv": conv_weight, "conv_bias": conv_bias, "x_proj": x_proj_weight},
+        **{"dt_proj": dt_proj_weight, "dt_bias": dt_proj_bias, "A_log": A_log, "skip": D, "ssm_state": ssm_state},
+        **{"out_proj": out_proj_weight, "out_bias": out_proj_bias},
+    }
+    return Steps([block], eps, is_rms_norm, residual_in_fp32)(hidden, residual)
+
+
+def _fields(block: dict[str, Tensor | None]) -> tuple[int, ...]:
+    """The values of BLOCK."""
+    addresses, kinds, strides = [], [], []
+    for name in TENSORS:
+        tensor = block.get(name)
         if tensor is None:
-            fields[name] = fields[kind] = 0
+            addresses.append(0)
+            kinds.append(0)
             continue
-        dense = tensor[0].is_contiguous() if tensor is conv_state or tensor is ssm_state else tensor.is_contiguous()
-        if not dense or tensor.dtype not in KINDS:
+        of_a_cache = name in ("conv_state", "ssm_state")
+        known = tensor.dtype in KINDS or (tensor.dtype == torch.int8 and name in ("in_proj", "out_proj"))
+        if not known or not (tensor[0] if of_a_cache else tensor).is_contiguous():
             raise BackendError(f"The CPU's step takes {name} contiguous, in fp32, fp16 or bf16: convert it.")
-        fields[name], fields[kind] = tensor.data_ptr(), KINDS[tensor.dtype]
-    if ssm_state.dtype != torch.float32:
-        raise BackendError("The CPU's step keeps its state in fp32: convert it.")
-    shared = hidden.new_empty(batch, 4 * dim + rank + 2 * states, dtype=torch.float32)
-    step(
-        torch.get_num_threads(),
-        batch * model + max(model, states, 2 * conv_weight.numel()),
-        **{"batch": batch, "model": model, "dim": dim, "states": states, "taps": conv_weight.shape[1], "rank": rank},
-        **{"rms": is_rms_norm, "eps": eps, "shared": shared.data_ptr()},
-        conv_b=conv_state.stride(0) * conv_state.element_size(),
-        ssm_b=ssm_state.stride(0) * ssm_state.element_size(),
-        **fields,
-    )
-    return out, stream
+        if name == "ssm_state" and tensor.dtype != torch.float32:
+            raise BackendError("The CPU's step keeps its state in fp32: convert it.")
+        addresses.append(tensor.data_ptr())
+        kinds.append(KINDS.get(tensor.dtype, I8))
+        if of_a_cache:
+            strides.append(tensor.stride(0) * tensor.element_size())
+    return (*addresses, *kinds, *strides)
 
 
 @fast
@@ -125,54 +175,53 @@ def move_on(h: Any, log_A: Any, B: Any, C: Any, dt: Any, v: Any, count: Any) -> 
     return y
 
 
-@kernel(STEP)
-def step(where: Any) -> None:
-    use_wide_vectors()
-    p = carray(where, (1,), STEP)[0]
+@fast
+def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, shared: Any) -> None:
+    """One block, q; hidden, residual and stream are addresses, of p's kinds."""
     M, D, N, R, W = p.model, p.dim, p.states, p.rank, p.taps
     me, all_threads = thread(p), thread_count(p)
     more = p.batch * M  # where the scratch behind the rows begins
-    S = floats(p.scratch + me * p.scratch_bytes, p.scratch_bytes // 4)
     row = 4 * D + R + 2 * N
-    shared = floats(p.shared, p.batch * row)
     first, last = D * me // all_threads, D * (me + 1) // all_threads  # the channels of this thread
     own = last - first
 
     for b in range(p.batch):
         v = S[b * M : (b + 1) * M]
-        load(v, p.hidden + b * M * size_of(p.hidden_kind), M, p.hidden_kind)
-        if p.residual != 0:
-            load_more(v, p.residual + b * M * size_of(p.residual_kind), M, p.residual_kind)
+        load(v, hidden + b * M * size_of(p.hidden_kind), M, p.hidden_kind)
+        if residual != 0:
+            load_more(v, residual + b * M * size_of(p.residual_kind), M, p.residual_kind)
         if me == 0:
-            store(p.stream + b * M * size_of(p.stream_kind), v, M, p.stream_kind)
+            store(stream + b * M * size_of(p.stream_kind), v, M, p.stream_kind)
         normalise(v, M, p.rms, np.float32(p.eps))
-        load(S[more : more + M], p.norm, M, p.norm_kind)
+        load(S[more : more + M], q.norm, M, q.norm_kind)
         for j in range(M):
             v[j] *= S[more + j]
-        if p.norm_bias != 0:
-            load_more(v, p.norm_bias, M, p.norm_bias_kind)
+        if q.norm_bias != 0:
+            load_more(v, q.norm_bias, M, q.norm_bias_kind)
 
     for part in range(2):  # x, and z
         for b in range(p.batch):
             to = shared[b * row : (b + 1) * row]
-            multiply(p.in_proj, p.in_proj_kind, M, part * D + first, part * D + last, S[b * M : (b + 1) * M], to)
-            if p.in_bias != 0:
-                own_rows = to[part * D + first : part * D + last]
-                load_more(own_rows, p.in_bias + (part * D + first) * size_of(p.in_bias_kind), own, p.in_bias_kind)
+            begin, end = part * D + first, part * D + last
+            multiply(q.in_proj, q.in_proj_kind, M, begin, end, S[b * M : (b + 1) * M], to)
+            if q.in_scale != 0:
+                scale_rows(to, q.in_scale, begin, end, q.in_scale_kind, S[more:])
+            if q.in_bias != 0:
+                load_more(to[begin:end], q.in_bias + begin * size_of(q.in_bias_kind), own, q.in_bias_kind)
 
     past, weight = S[more : more + own * W], S[more + own * W : more + 2 * own * W]
-    load(weight, p.conv + first * W * size_of(p.conv_kind), own * W, p.conv_kind)
+    load(weight, q.conv + first * W * size_of(q.conv_kind), own * W, q.conv_kind)
     for b in range(p.batch):
         x = shared[b * row + first : b * row + last]
-        at = p.conv_state + b * p.conv_b + first * W * size_of(p.conv_state_kind)
-        load(past, at, own * W, p.conv_state_kind)
+        at = q.conv_state + b * q.conv_b + first * W * size_of(q.conv_state_kind)
+        load(past, at, own * W, q.conv_state_kind)
         if W == 4:  # as below: the common case with a count that LLVM knows
             slide(past, weight, x, own, 4)
         else:
             slide(past, weight, x, own, W)
-        store(at, past, own * W, p.conv_state_kind)
-        if p.conv_bias != 0:
-            load_more(x, p.conv_bias + first * size_of(p.conv_bias_kind), own, p.conv_bias_kind)
+        store(at, past, own * W, q.conv_state_kind)
+        if q.conv_bias != 0:
+            load_more(x, q.conv_bias + first * size_of(q.conv_bias_kind), own, q.conv_bias_kind)
         for c in range(own):
             x[c] *= sigmoid(x[c])
     wait_for_all(p)
@@ -181,7 +230,7 @@ def step(where: Any) -> None:
     for b in range(p.batch):
         x = shared[b * row : b * row + D]
         to = shared[b * row + 4 * D : (b + 1) * row]
-        multiply(p.x_proj, p.x_proj_kind, D, selected * me // all_threads, selected * (me + 1) // all_threads, x, to)
+        multiply(q.x_proj, q.x_proj_kind, D, selected * me // all_threads, selected * (me + 1) // all_threads, x, to)
     wait_for_all(p)
 
     for b in range(p.batch):
@@ -189,18 +238,18 @@ def step(where: Any) -> None:
         y, dt = shared[b * row + 2 * D + first :][:own], shared[b * row + 3 * D + first :][:own]
         chosen = shared[b * row + 4 * D : b * row + 4 * D + selected]
         B, C = chosen[R : R + N], chosen[R + N :]
-        multiply(p.dt_proj, p.dt_proj_kind, R, first, last, chosen, shared[b * row + 3 * D : b * row + 4 * D])
-        if p.dt_bias != 0:
-            load_more(dt, p.dt_bias + first * size_of(p.dt_bias_kind), own, p.dt_bias_kind)
+        multiply(q.dt_proj, q.dt_proj_kind, R, first, last, chosen, shared[b * row + 3 * D : b * row + 4 * D])
+        if q.dt_bias != 0:
+            load_more(dt, q.dt_bias + first * size_of(q.dt_bias_kind), own, q.dt_bias_kind)
         for c in range(own):
             dt[c] = softplus(dt[c])
-        load(y, p.skip + first * size_of(p.skip_kind), own, p.skip_kind)
+        load(y, q.skip + first * size_of(q.skip_kind), own, q.skip_kind)
         for c in range(own):
             y[c] *= x[c]
         log_A = S[more : more + N]
         for c in range(own):
-            h = floats(p.ssm_state + b * p.ssm_b + (first + c) * N * 4, N)
-            load(log_A, p.A_log + (first + c) * N * size_of(p.A_log_kind), N, p.A_log_kind)
+            h = floats(q.ssm_state + b * q.ssm_b + (first + c) * N * 4, N)
+            load(log_A, q.A_log + (first + c) * N * size_of(q.A_log_kind), N, q.A_log_kind)
             v = dt[c] * x[c]
             # The common case with a count that LLVM knows: one vector instead of a loop.
             y[c] += move_on(h, log_A, B, C, dt[c], v, 16) if N == 16 else move_on(h, log_A, B, C, dt[c], v, N)
@@ -211,7 +260,25 @@ def step(where: Any) -> None:
     begin, end = M * me // all_threads, M * (me + 1) // all_threads
     for b in range(p.batch):
         y, out = shared[b * row + 2 * D : b * row + 3 * D], S[b * M : (b + 1) * M]
-        multiply(p.out_proj, p.out_proj_kind, D, begin, end, y, out)
-        if p.out_bias != 0:
-            load_more(out[begin:end], p.out_bias + begin * size_of(p.out_bias_kind), end - begin, p.out_bias_kind)
-        store(p.out + (b * M + begin) * size_of(p.out_kind), out[begin:end], end - begin, p.out_kind)
+        multiply(q.out_proj, q.out_proj_kind, D, begin, end, y, out)
+        if q.out_scale != 0:
+            scale_rows(out, q.out_scale, begin, end, q.out_scale_kind, S[more:])
+        if q.out_bias != 0:
+            load_more(out[begin:end], q.out_bias + begin * size_of(q.out_bias_kind), end - begin, q.out_bias_kind)
+        store(p.out + (b * M + begin) * size_of(p.hidden_kind), out[begin:end], end - begin, p.hidden_kind)
+
+
+@kernel(STEP)
+def step(where: Any) -> None:
+    use_wide_vectors()
+    p = carray(where, (1,), STEP)[0]
+    blocks = carray(pointer(p.blocks), (p.count,), BLOCK)
+    S = floats(p.scratch + thread(p) * p.scratch_bytes, p.scratch_bytes // 4)
+    shared = floats(p.shared, p.batch * (4 * p.dim + p.rank + 2 * p.states))
+    hidden, residual = p.hidden, p.residual
+    for i in range(p.count):
+        stream = p.stream + i % 2 * p.stream_bytes
+        block(p, blocks[i], hidden, residual, stream, S, shared)
+        hidden, residual = p.out, stream
+        if i + 1 < p.count:
+            wait_for_all(p)

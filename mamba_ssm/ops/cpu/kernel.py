@@ -87,16 +87,21 @@ def kernel(arguments: np.dtype) -> Callable[[Callable[[Any], None]], Kernel]:
     return lambda body: Kernel(body, arguments)
 
 
-def rows(name: str, x: Tensor | None) -> dict[str, int]:
-    """Fields of x (B, L, D), channels side by side: its address, its kind, and strides in bytes of B and L."""
-    if x is None:
-        return {name: 0, f"{name}_kind": 0, f"{name}_b": 0, f"{name}_t": 0}
+def kind_of(x: Tensor) -> int:
+    """What a kernel is told of x's dtype."""
     if x.dtype not in KINDS:
         raise BackendError(
             f"The CPU's kernels take fp32, fp16 and bf16, not {x.dtype}: convert, or ask for the reference."
         )
+    return KINDS[x.dtype]
+
+
+def rows(name: str, x: Tensor | None) -> dict[str, int]:
+    """Fields of x (B, L, D), channels side by side: its address, its kind, and strides in bytes of B and L."""
+    if x is None:
+        return {name: 0, f"{name}_kind": 0, f"{name}_b": 0, f"{name}_t": 0}
     size = x.element_size()
-    fields = {name: x.data_ptr(), f"{name}_kind": KINDS[x.dtype]}
+    fields = {name: x.data_ptr(), f"{name}_kind": kind_of(x)}
     return {**fields, f"{name}_b": x.stride(0) * size, f"{name}_t": x.stride(1) * size}
 
 

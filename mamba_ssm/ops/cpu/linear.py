@@ -6,12 +6,15 @@ Letters: B rows, I inputs, O outputs.
 from typing import Any
 
 import numpy as np
+import torch
 from numba import carray
 from torch import Tensor
 
 from mamba_ssm.ops.cpu.arithmetic import (
     BF16,
+    F16,
     F32,
+    I8,
     LINE,
     fast,
     float_of_bfloat,
@@ -25,6 +28,7 @@ from mamba_ssm.ops.cpu.arithmetic import (
 )
 from mamba_ssm.ops.cpu.kernel import (
     kernel,
+    kind_of,
     record,
     row_fields,
     rows,
@@ -36,43 +40,54 @@ from mamba_ssm.ops.cpu.kernel import (
 
 AHEAD = 2048  # bytes of a matrix between what is used and what is asked for
 ZERO = np.float32(0)
-LINEAR = record("batch inputs outputs " + row_fields("x weight y"))
+LINEAR = record("batch inputs outputs weight weight_kind scale scale_kind " + row_fields("x y"))
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, I), weight (O, I) -> x weight^T (B, O) in x's dtype, summed in fp32; without gradients."""
-    x, weight = x.detach().contiguous().unsqueeze(0), weight.detach().contiguous().unsqueeze(0)
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x (B, I), weight (O, I), int8 with scale (O,) -> x weight^T (B, O) in x's dtype, summed in fp32; no gradients."""
+    x, weight = x.detach().contiguous().unsqueeze(0), weight.contiguous()
     _, batch, inputs = x.shape
-    outputs = weight.shape[1]
+    outputs = weight.shape[0]
     y = x.new_empty(1, batch, outputs)
     products(
         threads_for(outputs, inputs),
-        batch * inputs + outputs,
+        batch * inputs + 2 * outputs,
         **{"batch": batch, "inputs": inputs, "outputs": outputs},
+        **{"weight": weight.data_ptr(), "weight_kind": I8 if weight.dtype == torch.int8 else kind_of(weight)},
+        scale=0 if scale is None else scale.data_ptr(),
+        scale_kind=0 if scale is None else kind_of(scale),
         **rows("x", x),
-        **rows("weight", weight),
         **rows("y", y),
     )
     return y[0]
 
 
 @fast
-def dot(address: Any, x: Any, count: Any, kind: Any) -> Any:
-    """Of `count` numbers in memory and of x."""
-    sum = ZERO
+def four_sums(address: Any, apart: Any, x: Any, count: Any, dtype: Any, value: Any) -> Any:
+    """x times each of four rows in memory, so many bytes apart: as many streams."""
+    w0, w1 = carray(pointer(address), (count,), dtype), carray(pointer(address + apart), (count,), dtype)
+    w2, w3 = (
+        carray(pointer(address + 2 * apart), (count,), dtype),
+        carray(pointer(address + 3 * apart), (count,), dtype),
+    )
+    a, b, c, d = ZERO, ZERO, ZERO, ZERO
+    for j in range(count):
+        a += value(w0[j]) * x[j]
+        b += value(w1[j]) * x[j]
+        c += value(w2[j]) * x[j]
+        d += value(w3[j]) * x[j]
+    return a, b, c, d
+
+
+@fast
+def four_products(address: Any, apart: Any, x: Any, count: Any, kind: Any) -> Any:
     if kind == F32:
-        wide = floats(address, count)
-        for j in range(count):
-            sum += wide[j] * x[j]
-    else:
-        half = carray(pointer(address), (count,), np.int16)
-        if kind == BF16:
-            for j in range(count):
-                sum += float_of_bfloat(half[j]) * x[j]
-        else:
-            for j in range(count):
-                sum += float_of_half(half[j]) * x[j]
-    return sum
+        return four_sums(address, apart, x, count, np.float32, np.float32)
+    if kind == BF16:
+        return four_sums(address, apart, x, count, np.int16, float_of_bfloat)
+    if kind == F16:
+        return four_sums(address, apart, x, count, np.int16, float_of_half)
+    return four_sums(address, apart, x, count, np.int8, np.float32)
 
 
 @fast
@@ -80,42 +95,25 @@ def multiply(weight: Any, kind: Any, inputs: Any, first: Any, last: Any, x: Any,
     """Rows first to last of a matrix of `inputs` columns, times x, to y: four at once, as many streams of memory."""
     size = inputs * size_of(kind)
     quarter = (last - first) // 4
-    for i in range(quarter):
-        at = weight + (first + i) * size
+    apart = quarter * size
+    for o in range(first, first + quarter):
+        at = weight + o * size
         for ahead in range(at + AHEAD, at + AHEAD + size, LINE):
             prefetch(ahead)
-            prefetch(ahead + quarter * size)
-            prefetch(ahead + 2 * quarter * size)
-            prefetch(ahead + 3 * quarter * size)
-        a, b, c, d = ZERO, ZERO, ZERO, ZERO
-        if kind == F32:
-            w0, w1 = floats(at, inputs), floats(at + quarter * size, inputs)
-            w2, w3 = floats(at + 2 * quarter * size, inputs), floats(at + 3 * quarter * size, inputs)
-            for j in range(inputs):
-                a += w0[j] * x[j]
-                b += w1[j] * x[j]
-                c += w2[j] * x[j]
-                d += w3[j] * x[j]
-        else:
-            h0, h1 = carray(pointer(at), (inputs,), np.int16), carray(pointer(at + quarter * size), (inputs,), np.int16)
-            h2 = carray(pointer(at + 2 * quarter * size), (inputs,), np.int16)
-            h3 = carray(pointer(at + 3 * quarter * size), (inputs,), np.int16)
-            if kind == BF16:
-                for j in range(inputs):
-                    a += float_of_bfloat(h0[j]) * x[j]
-                    b += float_of_bfloat(h1[j]) * x[j]
-                    c += float_of_bfloat(h2[j]) * x[j]
-                    d += float_of_bfloat(h3[j]) * x[j]
-            else:
-                for j in range(inputs):
-                    a += float_of_half(h0[j]) * x[j]
-                    b += float_of_half(h1[j]) * x[j]
-                    c += float_of_half(h2[j]) * x[j]
-                    d += float_of_half(h3[j]) * x[j]
-        o = first + i
-        y[o], y[o + quarter], y[o + 2 * quarter], y[o + 3 * quarter] = a, b, c, d
-    for o in range(first + 4 * quarter, last):
-        y[o] = dot(weight + o * size, x, inputs, kind)
+            prefetch(ahead + apart)
+            prefetch(ahead + 2 * apart)
+            prefetch(ahead + 3 * apart)
+        y[o], y[o + quarter], y[o + 2 * quarter], y[o + 3 * quarter] = four_products(at, apart, x, inputs, kind)
+    for o in range(first + 4 * quarter, last):  # three at most
+        y[o] = four_products(weight + o * size, 0, x, inputs, kind)[0]
+
+
+@fast
+def scale_rows(y: Any, scale: Any, first: Any, last: Any, kind: Any, scratch: Any) -> None:
+    """Rows first to last of a product with int8 weights, times what their weights were divided by."""
+    load(scratch[: last - first], scale + first * size_of(kind), last - first, kind)
+    for o in range(first, last):
+        y[o] *= scratch[o - first]
 
 
 @kernel(LINEAR)
@@ -123,11 +121,13 @@ def products(where: Any) -> None:
     use_wide_vectors()
     p = carray(where, (1,), LINEAR)[0]
     me, all_threads = thread(p), thread_count(p)
-    S = floats(p.scratch + me * p.scratch_bytes, p.batch * p.inputs + p.outputs)
-    y = S[p.batch * p.inputs :]
+    S = floats(p.scratch + me * p.scratch_bytes, p.batch * p.inputs + 2 * p.outputs)
+    y = S[p.batch * p.inputs :][: p.outputs]
     first, last = p.outputs * me // all_threads, p.outputs * (me + 1) // all_threads
     for b in range(p.batch):
         x = S[b * p.inputs : (b + 1) * p.inputs]
         load(x, p.x + b * p.x_t, p.inputs, p.x_kind)
         multiply(p.weight, p.weight_kind, p.inputs, first, last, x, y)
+        if p.scale != 0:
+            scale_rows(y, p.scale, first, last, p.scale_kind, S[p.batch * p.inputs + p.outputs :])
         store(p.y + b * p.y_t + first * size_of(p.y_kind), y[first:last], last - first, p.y_kind)

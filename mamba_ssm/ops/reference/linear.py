@@ -4,6 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, I), weight (O, I) -> x weight^T (B, O) in x's dtype."""
-    return F.linear(x, weight)
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x (B, I), weight (O, I) -> x weight^T (B, O) in x's dtype; the rows of an int8 weight are times scale (O,)."""
+    return F.linear(x, weight if scale is None else (weight * scale.unsqueeze(1)).to(x.dtype))

@@ -5,10 +5,18 @@ import torch
 from checks import rand
 
 from mamba_ssm.errors import BackendError
-from mamba_ssm.ops.cpu.block_step import block_step
+from mamba_ssm.ops.cpu.block_step import Steps, block_step
 from mamba_ssm.ops.reference.block_step import block_step as reference
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+# Of a block's tensors, as block_step calls them and as Steps does.
+NAMES = {
+    **{"norm_weight": "norm", "norm_bias": "norm_bias", "in_proj_weight": "in_proj", "in_proj_bias": "in_bias"},
+    **{"conv_state": "conv_state", "conv_weight": "conv", "conv_bias": "conv_bias", "x_proj_weight": "x_proj"},
+    **{"dt_proj_weight": "dt_proj", "dt_proj_bias": "dt_bias", "A_log": "A_log", "D": "skip"},
+    **{"ssm_state": "ssm_state", "out_proj_weight": "out_proj", "out_proj_bias": "out_bias"},
+}
 
 
 def make(rows, width, channels, states, conv, rank, dtype, residual=torch.float32, bias=False):
@@ -74,3 +82,35 @@ def test_weights_that_lie_otherwise_are_refused():
         block_step(**{**given, "in_proj_weight": given["in_proj_weight"].t().contiguous().t()})
     with pytest.raises(BackendError, match="state in fp32"):
         block_step(**{**given, "ssm_state": given["ssm_state"].half()})
+
+
+@pytest.mark.parametrize("residual", [None, torch.float32])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_blocks_one_after_the_other_some_of_their_weights_in_int8(blocks, dtype, residual):
+    rows, width, channels = 3, 33, 65
+    given = [make(rows, width, channels, 16, 4, 3, dtype, residual, bias=i == 1) for i in range(blocks)]
+    exact = [{name: None if m is None else m.double() for name, m in block.items()} for block in given]
+    steps = []
+    for i, (block, right) in enumerate(zip(given, exact, strict=True)):
+        whole = {new: block[old] for old, new in NAMES.items()}
+        for matrix in ("in", "out") if i != 1 else ("out",):
+            scale = rand(len(whole[f"{matrix}_proj"]), shift=2.0) / 1000
+            whole[f"{matrix}_proj"] = torch.randint(-127, 128, whole[f"{matrix}_proj"].shape, dtype=torch.int8)
+            whole[f"{matrix}_scale"] = scale.to(dtype)
+            right[f"{matrix}_proj_weight"] = whole[f"{matrix}_proj"] * whole[f"{matrix}_scale"].double().unsqueeze(1)
+        steps.append(whole)
+    run = Steps(steps, 1e-5, True, True)
+    for _ in range(2):
+        hidden, stream = rand(rows, width, dtype=dtype), given[0]["residual"]
+        out, got_stream = run(hidden, stream)
+        want, want_stream = hidden.double(), None if stream is None else stream.double()
+        for right in exact:
+            want, want_stream = reference(**{**right, "hidden": want, "residual": want_stream})
+        assert (out.dtype, got_stream.dtype) == (dtype, torch.float32)
+        assert (out.double() - want).norm() < blocks * TOLERANCE[dtype] * want.norm()
+        assert (got_stream.double() - want_stream).norm() < blocks * TOLERANCE[dtype] * want_stream.norm()
+        for block, right in zip(given, exact, strict=True):
+            assert (block["ssm_state"].double() - right["ssm_state"]).norm() < blocks * TOLERANCE[dtype] * right[
+                "ssm_state"
+            ].norm()

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from checks import TOLERANCE, rand
 
 from mamba_ssm.ops import backend
@@ -15,3 +16,16 @@ def test_is_the_product(rows, inputs, outputs, dtype):
             y = linear(x, weight)
         assert y.dtype == dtype
         assert (y.double() - want).norm() <= TOLERANCE[dtype] * want.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 33, 7), (3, 768, 1001)])
+def test_of_int8_with_a_scale_a_row(rows, inputs, outputs, dtype):
+    x, weight = rand(rows, inputs, dtype=dtype), torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    scale = rand(outputs).abs()
+    want = x.double() @ (weight * scale.unsqueeze(1)).double().t()
+    for name in ("cpu", "reference"):
+        with backend.use(name):
+            y = linear(x, weight, scale)
+        assert y.dtype == dtype
+        assert (y.double() - want).norm() <= 2 * TOLERANCE[dtype] * want.norm()
