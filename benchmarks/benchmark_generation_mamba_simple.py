@@ -54,9 +54,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
         default="auto",
-        help="of the weights; auto is float16 on CUDA and float32 on a CPU",
+        help="of the weights; auto is float16 on CUDA and float32 on a CPU; int8 is of the large matrices, for a CPU",
     )
     add(
         "--random-weights", action="store_true", help="build the published geometry of that name; nothing is downloaded"
@@ -74,11 +74,15 @@ def build(args: argparse.Namespace) -> MambaLMHeadModel:
     elif device == "cuda" and not torch.cuda.is_available():
         raise BackendError("there is no CUDA device here: pass --device cpu, or see `mamba-esi doctor`")
     name = args.dtype if args.dtype != "auto" else "float16" if device == "cuda" else "float32"
-    dtype = getattr(torch, name)
-    if not args.random_weights:
-        return MambaLMHeadModel.from_pretrained(args.model_name, device=device, dtype=dtype)
-    torch.manual_seed(0)
-    return MambaLMHeadModel(MambaConfig.published(args.model_name), device=device, dtype=dtype).eval()
+    if name == "int8" and device != "cpu":
+        raise BackendError("int8 weights are for decoding on a CPU: pass --device cpu, or another --dtype")
+    dtype = torch.float32 if name == "int8" else getattr(torch, name)
+    if args.random_weights:
+        torch.manual_seed(0)
+        model = MambaLMHeadModel(MambaConfig.published(args.model_name), device=device, dtype=dtype).eval()
+    else:
+        model = MambaLMHeadModel.from_pretrained(args.model_name, device=device, dtype=dtype)
+    return model.to_int8() if name == "int8" else model
 
 
 def prompt_ids(args: argparse.Namespace, model: MambaLMHeadModel, tokenizer: Tokenizer | None) -> Tensor:
@@ -156,13 +160,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     total = seconds(lambda: generate(args.genlen), device, args.repeats)
     # None where no token comes after the first, or so few that their time is lost in that of the prompt.
     per_token = (total - prompt) / (args.genlen - 1) if args.genlen > 1 and total > prompt else None
+    kept = {m.data_ptr(): m.numel() for m in model.state_dict().values()}  # a tied head once; int8 are no parameters
     return {
         "model": args.model_name,
         "random_weights": args.random_weights,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(kept.values()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
         "cuda_graph": device.type == "cuda",
         "batch": batch,
         "prompt_tokens": length,

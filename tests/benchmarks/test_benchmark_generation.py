@@ -57,6 +57,12 @@ def test_random_weights_of_a_published_name_need_no_network(tiny_geometry, calls
     assert {call["vocab_size"] for call in calls} == {50277}
 
 
+def test_int8_is_for_a_cpu(tiny_geometry, capsys):
+    status, said = run(capsys, "--model-name", NAME, "--random-weights", "--dtype", "int8", "--json")
+    assert status == 0
+    assert json.loads(said.out)["dtype"] == "int8"
+
+
 def test_the_originals_arguments_reach_generate(tiny_geometry, calls, capsys):
     limits = ["--temperature", "0.7", "--topk", "5", "--topp", "0.9", "--minp", "0.05", "--repetition-penalty", "1.2"]
     status, said = run(capsys, "--model-name", NAME, "--random-weights", *limits, "--dtype", "bfloat16")
