@@ -118,7 +118,7 @@ class Llama:
         defaults = llama_cpp.llama_model_default_params()
         # Version 0.3.36 crashes on a Mamba's matrices in Q8_0 where it lays them out anew, and has no argument for it.
         defaults.use_extra_bufts = kind != "Q8_0"
-        with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", lambda: defaults):
+        with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", return_value=defaults):
             self.llm = llama_cpp.Llama(
                 str(path), n_ctx=4096, n_batch=2048, n_threads=threads, n_threads_batch=threads, verbose=False
             )
