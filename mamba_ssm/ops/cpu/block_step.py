@@ -16,9 +16,6 @@ from torch import Tensor
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cpu.arithmetic import (
     KINDS,
-    LOG2E,
-    exp2,
-    fast,
     floats,
     load,
     load_more,
@@ -30,8 +27,7 @@ from mamba_ssm.ops.cpu.arithmetic import (
 )
 from mamba_ssm.ops.cpu.kernel import kernel, record, thread, thread_count, use_wide_vectors, wait_for_all
 from mamba_ssm.ops.cpu.linear import multiply
-
-ZERO = np.float32(0)
+from mamba_ssm.ops.cpu.steps import move_on, slide
 
 TENSORS = (
     *("hidden", "residual", "stream", "norm", "norm_bias", "in_proj", "in_bias", "conv_state", "conv", "conv_bias"),
@@ -102,29 +98,6 @@ def block_step(
     return out, stream
 
 
-@fast
-def slide(past: Any, weight: Any, x: Any, channels: Any, width: Any) -> None:
-    """Put x behind the last inputs of each channel, in place of the first, and their weighted sum into x."""
-    for c in range(channels):
-        sum = x[c] * weight[c * width + width - 1]
-        for k in range(width - 1):
-            past[c * width + k] = past[c * width + k + 1]
-            sum += past[c * width + k] * weight[c * width + k]
-        past[c * width + width - 1] = x[c]
-        x[c] = sum
-
-
-@fast
-def move_on(h: Any, log_A: Any, B: Any, C: Any, dt: Any, v: Any, count: Any) -> Any:
-    """A channel's states by one step, in place, and its output."""
-    y = ZERO
-    for n in range(count):
-        new = exp2(-LOG2E * dt * exp2(LOG2E * log_A[n])) * h[n] + v * B[n]
-        h[n] = new
-        y += new * C[n]
-    return y
-
-
 @kernel(STEP)
 def step(where: Any) -> None:
     use_wide_vectors()
@@ -167,9 +140,9 @@ def step(where: Any) -> None:
         at = p.conv_state + b * p.conv_b + first * W * size_of(p.conv_state_kind)
         load(past, at, own * W, p.conv_state_kind)
         if W == 4:  # as below: the common case with a count that LLVM knows
-            slide(past, weight, x, own, 4)
+            slide(past, weight, x, own, 4, 4)
         else:
-            slide(past, weight, x, own, W)
+            slide(past, weight, x, own, W, W)
         store(at, past, own * W, p.conv_state_kind)
         if p.conv_bias != 0:
             load_more(x, p.conv_bias + first * size_of(p.conv_bias_kind), own, p.conv_bias_kind)
@@ -203,7 +176,10 @@ def step(where: Any) -> None:
             load(log_A, p.A_log + (first + c) * N * size_of(p.A_log_kind), N, p.A_log_kind)
             v = dt[c] * x[c]
             # The common case with a count that LLVM knows: one vector instead of a loop.
-            y[c] += move_on(h, log_A, B, C, dt[c], v, 16) if N == 16 else move_on(h, log_A, B, C, dt[c], v, N)
+            if N == 16:
+                y[c] += move_on(h, log_A, B, C, dt[c], v, 16, True)
+            else:
+                y[c] += move_on(h, log_A, B, C, dt[c], v, N, True)
         for c in range(own):
             y[c] *= z[c] * sigmoid(z[c])
     wait_for_all(p)

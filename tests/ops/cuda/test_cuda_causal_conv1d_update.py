@@ -3,40 +3,20 @@
 import pytest
 import torch
 from checks import rand
+from update_checks import BF16, FP16, FP32, LAYOUTS, check_convolution, make_convolution
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda.causal_conv1d import causal_conv1d_update
-from mamba_ssm.ops.reference.causal_conv1d import causal_conv1d_update as reference
-
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-TOLERANCE = {FP32: 2e-6, FP16: 5e-4, BF16: 4e-3}  # relative error of the norm: one rounding
 
 
-def make(batch, dim, width=4, kept=4, length=None, dtype=FP32, state=None, weight=FP32, device="cpu"):
-    """x, conv_state, weight, bias; without a length x is one token."""
-    return (
-        rand(batch, dim, *(() if length is None else (length,)), dtype=dtype, device=device),
-        rand(batch, dim, kept, dtype=state or dtype, device=device),
-        rand(dim, width, dtype=weight, device=device),
-        rand(dim, dtype=weight, device=device),
-    )
-
-
-def compare(x, state, weight, bias, activation="silu", steps=2):
-    for _ in range(steps):
-        exact = [None if m is None else m.double() for m in (x, state, weight, bias)]
-        got, want = causal_conv1d_update(x, state, weight, bias, activation), reference(*exact, activation)
-        assert (got.dtype, got.shape) == (x.dtype, x.shape)
-        assert torch.isfinite(got).all()
-        error = (got.double() - want).norm() / want.norm()
-        assert error < TOLERANCE[x.dtype], f"relative error {error:.1e}"
-        assert torch.equal(state, exact[1].to(state.dtype))
+def compare(x, state, weight, bias, activation="silu"):
+    check_convolution(causal_conv1d_update, x, state, weight, bias, activation)
 
 
 @pytest.mark.parametrize("length", [None, 1, 2, 5, 9])
 @pytest.mark.parametrize(("width", "kept"), [(2, 1), (2, 2), (3, 2), (3, 7), (4, 3), (4, 4), (4, 5)])
 def test_widths_and_lengths(device, width, kept, length):
-    compare(*make(2, 67, width, kept, length, device=device))
+    compare(*make_convolution(2, 67, width, kept, length, device=device))
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16])
@@ -45,53 +25,46 @@ def test_widths_and_lengths(device, width, kept, length):
 def test_dtypes(device, dtype, weight, length):
     for state in (FP32, FP16, BF16):
         # Only numbers that the state can hold: else its rounding shows in the next step.
-        x, *others = make(3, 5, length=length, dtype=dtype, state=state, weight=weight, device=device)
+        x, *others = make_convolution(3, 5, length=length, dtype=dtype, state=state, weight=weight, device=device)
         compare(x.to(BF16).to(FP16).to(dtype), *others)
 
 
 @pytest.mark.parametrize("activation", [None, "silu", "swish"])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_activations_and_bias(device, activation, with_bias):
-    x, state, weight, bias = make(2, 9, device=device)
+    x, state, weight, bias = make_convolution(2, 9, device=device)
     compare(x, state, weight, bias if with_bias else None, activation)
 
 
-def test_any_strides(device):
-    def turned(m):
-        return m.transpose(0, -1).contiguous().transpose(0, -1)
+@pytest.mark.parametrize("length", [None, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(device, length, layout):
+    compare(*map(LAYOUTS[layout], make_convolution(3, 11, length=length, dtype=FP16, device=device)))
 
-    def inside(m):
-        room = torch.zeros(*(n + 3 for n in m.shape), dtype=m.dtype, device=device)
-        return room[tuple(slice(1, n + 1) for n in m.shape)].copy_(m)
 
-    def columns(m):
-        return torch.stack([m, torch.zeros_like(m)], dim=-1)[..., 0]
-
-    for length in (None, 3):
-        for change in (turned, inside, columns):
-            compare(*map(change, make(3, 11, length=length, dtype=FP16, device=device)))
-    x, state, weight, bias = make(2, 6, device=device)
+def test_tied_arguments(device):
+    x, state, weight, bias = make_convolution(2, 6, device=device)
     compare(x[:, :1].expand(-1, 6), state, weight[:1].expand(6, -1), bias[:1].expand(6))
 
 
 def test_other_rows_of_a_larger_cache_stay(device):
-    x, state, weight, bias = make(2, 6, device=device)
+    x, _, weight, bias = make_convolution(2, 6, device=device)
     cache = rand(4, 6, 4, device=device)
     before = cache.clone()
     compare(x, cache[1:-1], weight, bias)
     assert torch.equal(cache[[0, -1]], before[[0, -1]])
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 5)])
-def test_nothing_to_do(device, shape):
-    x, state, weight, bias = make(shape[0], shape[1], length=shape[2] if len(shape) > 2 else None, device=device)
+@pytest.mark.parametrize(("batch", "dim", "length"), [(0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 5, None)])
+def test_nothing_to_do(device, batch, dim, length):
+    x, state, weight, bias = make_convolution(batch, dim, length=length, device=device)
     before = state.clone()
-    assert causal_conv1d_update(x, state, weight, bias).shape == shape
+    assert causal_conv1d_update(x, state, weight, bias).shape == x.shape
     assert torch.equal(state, before)
 
 
 def test_what_it_cannot_take_is_refused(device):
-    x, state, weight, bias = make(2, 6, device=device)
+    x, state, weight, bias = make_convolution(2, 6, device=device)
     with pytest.raises(ValueError, match="conv_state is"):
         causal_conv1d_update(x, state[..., :2], weight, bias)
     with pytest.raises(ValueError, match="conv_state is"):
@@ -105,12 +78,12 @@ def test_what_it_cannot_take_is_refused(device):
     with pytest.raises(BackendError, match="float64"):
         causal_conv1d_update(x.double(), state, weight, bias)
     with pytest.raises(BackendError, match="widths 2 to 4, got 5"):
-        causal_conv1d_update(*make(2, 6, 5, 5, device=device))
+        causal_conv1d_update(*make_convolution(2, 6, 5, 5, device=device))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16])
 @pytest.mark.parametrize("batch", [1, 3, 128])
 def test_published_sizes(device, dtype, batch):
-    compare(*make(batch, 1536, dtype=dtype, device=device))
-    compare(*make(batch, 2560, dtype=dtype, weight=dtype, kept=3, length=2, device=device))
+    compare(*make_convolution(batch, 1536, dtype=dtype, device=device))
+    compare(*make_convolution(batch, 2560, dtype=dtype, weight=dtype, kept=3, length=2, device=device))

@@ -3,60 +3,31 @@
 import pytest
 import torch
 from checks import rand
+from update_checks import BF16, FP16, FP32, LAYOUTS, NAMES, check_state, make_state, tied
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda.selective_state_update import selective_state_update
-from mamba_ssm.ops.reference.selective_state_update import selective_state_update as reference
-
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-# Relative error of the norm: fp32 sums, and results rounded once to half precision.
-TOLERANCE = {FP32: 2e-6, FP16: 5e-4, BF16: 4e-3}
-NAMES = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias")
 
 
-def make(batch, dim, states, heads=(), groups=(), dtype=FP32, device="cpu", softplus=True, state=FP32):
-    """Weights in fp32, as transformers and our modules give them."""
-    return {
-        "state": rand(batch, *heads, dim, states, dtype=state, device=device),
-        "x": rand(batch, *heads, dim, dtype=dtype, device=device),
-        "dt": rand(batch, *heads, dim, dtype=dtype, device=device, scale=0.5, shift=-1.0 if softplus else 1.0),
-        "A": -rand(*heads, dim, states, device=device).exp(),
-        "B": rand(batch, *groups, states, dtype=dtype, device=device),
-        "C": rand(batch, *groups, states, dtype=dtype, device=device),
-        "D": rand(*heads, dim, device=device),
-        "z": rand(batch, *heads, dim, dtype=dtype, device=device),
-        "dt_bias": rand(*heads, dim, device=device),
-    }
-
-
-def compare(given, softplus=True, steps=2):
-    """Two steps, each judged by itself: y, and the state, which stays where it is."""
-    for _ in range(steps):
-        exact = {name: None if m is None else m.double() for name, m in given.items()}
-        got = selective_state_update(**given, dt_softplus=softplus)
-        want = reference(**exact, dt_softplus=softplus)
-        assert (got.dtype, got.shape) == (given["x"].dtype, given["x"].shape)
-        for name, m, right in [("y", got, want), ("state", given["state"], exact["state"])]:
-            assert torch.isfinite(m).all(), name
-            error = (m.double() - right).norm() / right.norm()
-            assert error < TOLERANCE[m.dtype], f"{name}: relative error {error:.1e}"
+def compare(given, softplus=True):
+    check_state(selective_state_update, given, softplus)
 
 
 @pytest.mark.parametrize("states", [1, 3, 4, 5, 12, 16, 20, 64, 100, 128, 130, 256])
 @pytest.mark.parametrize(("batch", "dim"), [(1, 7), (3, 33)])
 def test_any_number_of_states(device, states, batch, dim):
-    compare(make(batch, dim, states, device=device))
+    compare(make_state(batch, dim, states, device=device))
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16])
 @pytest.mark.parametrize("state", [FP32, FP16, BF16])
 @pytest.mark.parametrize("states", [5, 16])
 def test_dtypes(device, dtype, state, states):
-    compare(make(2, 37, states, dtype=dtype, state=state, device=device))
+    compare(make_state(2, 37, states, dtype=dtype, state=state, device=device))
 
 
 def test_each_argument_has_its_own_dtype(device):
-    given = make(2, 9, 8, device=device)
+    given = make_state(2, 9, 8, device=device)
     dtypes = dict(zip(NAMES, (FP16, BF16, FP32, BF16, FP16, FP32, FP16, FP32, BF16), strict=True))
     compare({name: m.to(dtypes[name]) for name, m in given.items()})
 
@@ -64,7 +35,7 @@ def test_each_argument_has_its_own_dtype(device):
 @pytest.mark.parametrize("missing", [{"D"}, {"z"}, {"dt_bias"}, {"D", "z", "dt_bias"}])
 @pytest.mark.parametrize("softplus", [True, False])
 def test_what_may_be_left_out(device, missing, softplus):
-    given = make(2, 5, 16, device=device, softplus=softplus)
+    given = make_state(2, 5, 16, device=device, softplus=softplus)
     if not softplus and "dt_bias" not in missing:
         given["dt_bias"] = given["dt_bias"].abs()  # else a state may explode
     compare({name: None if name in missing else m for name, m in given.items()}, softplus)
@@ -73,58 +44,35 @@ def test_what_may_be_left_out(device, missing, softplus):
 @pytest.mark.parametrize(("heads", "groups"), [((4,), ()), ((4,), (1,)), ((4,), (2,)), ((6,), (6,)), ((), (1,))])
 @pytest.mark.parametrize(("dim", "states"), [(5, 7), (17, 32)])
 def test_heads_read_their_group(device, heads, groups, dim, states):
-    compare(make(2, dim, states, heads, groups, device=device))
+    compare(make_state(2, dim, states, heads, groups, device=device))
 
 
 def test_B_and_C_may_have_other_groups(device):
-    given = make(2, 5, 8, (6,), (2,), device=device)
+    given = make_state(2, 5, 8, (6,), (2,), device=device)
     compare({**given, "C": rand(2, 3, 8, device=device)})
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16])
-def test_any_strides(device, dtype):
-    """Slices of wider rows at odd places, transposed tensors, and columns."""
-    given = make(3, 12, 16, dtype=dtype, device=device)
-
-    def inside(m):
-        room = torch.zeros(*(n + 3 for n in m.shape), dtype=m.dtype, device=device)
-        view = room[tuple(slice(1, n + 1) for n in m.shape)]
-        return view.copy_(m)
-
-    def turned(m):
-        return m.transpose(0, -1).contiguous().transpose(0, -1)
-
-    def columns(m):
-        return torch.stack([m, torch.zeros_like(m)], dim=-1)[..., 0]
-
-    for change in (inside, turned, columns):
-        for names in (NAMES, ("state",), ("A",), ("B", "C")):
-            compare({name: change(m.clone()) if name in names else m.clone() for name, m in given.items()})
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("names", [NAMES, ("state",), ("A",), ("B", "C")])
+def test_any_strides(device, dtype, layout, names):
+    given = make_state(3, 12, 16, dtype=dtype, device=device)
+    compare({name: LAYOUTS[layout](m) if name in names else m for name, m in given.items()})
 
 
 def test_slices_of_one_projection(device):
     """dt, B and C as a model has them, of which B is aligned for vectors and C for fewer."""
-    given = make(2, 24, 16, dtype=FP16, device=device)
+    given = make_state(2, 24, 16, dtype=FP16, device=device)
     projected = rand(2, 24 + 16 + 2 + 16, dtype=FP16, device=device)
     compare({**given, "B": projected[:, 24:40], "C": projected[:, 42:]})
 
 
 def test_tied_arguments(device):
-    """Mamba-2's: one step size, rate and skip a head, expanded."""
-    given = make(2, 6, 8, (4,), (2,), device=device)
-    compare(
-        {
-            **given,
-            "dt": given["dt"][..., :1].expand(-1, -1, 6),
-            "A": given["A"][:, :1, :1].expand(-1, 6, 8),
-            "D": given["D"][:, :1].expand(-1, 6),
-            "dt_bias": given["dt_bias"][:, :1].expand(-1, 6),
-        }
-    )
+    compare(tied(make_state(2, 6, 8, (4,), (2,), device=device)))
 
 
 def test_other_rows_of_a_larger_cache_stay(device):
-    given = make(4, 6, 16, device=device)
+    given = make_state(4, 6, 16, device=device)
     cache = given["state"].clone()
     rest = {name: m[1:-1] if name in ("x", "dt", "B", "C", "z") else m for name, m in given.items()}
     compare({**rest, "state": cache[1:-1]})
@@ -134,12 +82,12 @@ def test_other_rows_of_a_larger_cache_stay(device):
 
 @pytest.mark.parametrize("empty", [{"batch": 0, "dim": 3}, {"batch": 2, "dim": 0}])
 def test_nothing_to_do(device, empty):
-    given = make(**empty, states=4, device=device)
+    given = make_state(**empty, states=4, device=device)
     assert selective_state_update(**given).shape == given["x"].shape
 
 
 def test_what_it_cannot_take_is_refused(device):
-    given = make(2, 6, 8, device=device)
+    given = make_state(2, 6, 8, device=device)
     with pytest.raises(BackendError, match="float64"):
         selective_state_update(**{**given, "A": given["A"].double()})
     with pytest.raises(BackendError, match="complex64"):
@@ -147,7 +95,7 @@ def test_what_it_cannot_take_is_refused(device):
     for name in NAMES[1:]:
         with pytest.raises(ValueError, match=f"^{name} is"):
             selective_state_update(**{**given, name: given[name][..., :-1]})
-    heads = make(2, 6, 8, (4,), (3,), device=device)
+    heads = make_state(2, 6, 8, (4,), (3,), device=device)
     with pytest.raises(ValueError, match="B has 3 groups"):
         selective_state_update(**heads)
 
@@ -156,5 +104,5 @@ def test_what_it_cannot_take_is_refused(device):
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16])
 @pytest.mark.parametrize("batch", [1, 3, 128])
 def test_published_sizes(device, dtype, batch):
-    compare(make(batch, 1536, 16, dtype=dtype, device=device))
-    compare(make(batch, 64, 128, (24,), (1,), dtype=dtype, device=device))
+    compare(make_state(batch, 1536, 16, dtype=dtype, device=device))
+    compare(make_state(batch, 64, 128, (24,), (1,), dtype=dtype, device=device))
