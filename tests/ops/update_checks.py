@@ -106,9 +106,9 @@ def check_convolution(
         assert torch.equal(state, exact[1].to(state.dtype))
 
 
-def inside(m: Tensor) -> Tensor:
+def inside(m: Tensor, spare: int = 3) -> Tensor:
     """A slice of a wider tensor, from an odd place on."""
-    room = m.new_zeros([n + 3 for n in m.shape])
+    room = m.new_zeros([n + spare for n in m.shape])
     return room[tuple(slice(1, n + 1) for n in m.shape)].copy_(m)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checks import rand
-from update_checks import BF16, FP16, FP32, LAYOUTS, NAMES, check_state, make_state, tied
+from update_checks import BF16, FP16, FP32, LAYOUTS, NAMES, check_state, inside, make_state, tied
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cpu.selective_state_update import selective_state_update
@@ -58,6 +58,11 @@ def test_any_strides(dtype, layout, names):
     compare({name: LAYOUTS[layout](m) if name in names else m for name, m in given.items()})
 
 
+def test_each_argument_has_strides_of_its_own():
+    given = make_state(2, 5, 8, (4,), (2,))
+    compare({name: inside(m, spare) for spare, (name, m) in enumerate(given.items(), 2)})
+
+
 def test_tied_arguments():
     compare(tied(make_state(2, 6, 8, (4,), (2,))))
 
@@ -81,6 +86,8 @@ def test_what_it_cannot_take_is_refused():
     given = make_state(2, 6, 8)
     with pytest.raises(BackendError, match="float64"):
         selective_state_update(**{**given, "A": given["A"].double()})
+    with pytest.raises(BackendError, match="one device"):
+        selective_state_update(**{**given, "D": given["D"].to("meta")})
     for name in NAMES[1:]:
         with pytest.raises(ValueError, match=f"^{name} is"):
             selective_state_update(**{**given, name: given[name][..., :-1]})

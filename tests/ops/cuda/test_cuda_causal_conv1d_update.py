@@ -87,3 +87,16 @@ def test_what_it_cannot_take_is_refused(device):
 def test_published_sizes(device, dtype, batch):
     compare(*make_convolution(batch, 1536, dtype=dtype, device=device))
     compare(*make_convolution(batch, 2560, dtype=dtype, weight=dtype, kept=3, length=2, device=device))
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_the_same_bit_for_bit(device):
+    x, state, weight, bias = make_convolution(3, 1536, dtype=FP16, device=device)
+    kept = state.clone()
+    expected = causal_conv1d_update(x, kept, weight, bias, "silu")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = causal_conv1d_update(x, state, weight, bias, "silu")
+    graph.replay()
+    assert torch.equal(out, expected)
+    assert torch.equal(state, kept)

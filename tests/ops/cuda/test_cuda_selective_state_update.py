@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checks import rand
-from update_checks import BF16, FP16, FP32, LAYOUTS, NAMES, check_state, make_state, tied
+from update_checks import BF16, FP16, FP32, LAYOUTS, NAMES, check_state, inside, make_state, tied
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda.selective_state_update import selective_state_update
@@ -60,11 +60,16 @@ def test_any_strides(device, dtype, layout, names):
     compare({name: LAYOUTS[layout](m) if name in names else m for name, m in given.items()})
 
 
+def test_each_argument_has_strides_of_its_own(device):
+    given = make_state(2, 5, 8, (4,), (2,), device=device)
+    compare({name: inside(m, spare) for spare, (name, m) in enumerate(given.items(), 2)})
+
+
 def test_slices_of_one_projection(device):
     """dt, B and C as a model has them, of which B is aligned for vectors and C for fewer."""
     given = make_state(2, 24, 16, dtype=FP16, device=device)
-    projected = rand(2, 24 + 16 + 2 + 16, dtype=FP16, device=device)
-    compare({**given, "B": projected[:, 24:40], "C": projected[:, 42:]})
+    projected = rand(2, 64, dtype=FP16, device=device)
+    compare({**given, "B": projected[:, 24:40], "C": projected[:, 42:58]})
 
 
 def test_tied_arguments(device):
@@ -92,6 +97,8 @@ def test_what_it_cannot_take_is_refused(device):
         selective_state_update(**{**given, "A": given["A"].double()})
     with pytest.raises(BackendError, match="complex64"):
         selective_state_update(**{**given, "A": given["A"].to(torch.complex64)})
+    with pytest.raises(BackendError, match="one device"):
+        selective_state_update(**{**given, "D": given["D"].to("meta")})
     for name in NAMES[1:]:
         with pytest.raises(ValueError, match=f"^{name} is"):
             selective_state_update(**{**given, name: given[name][..., :-1]})
@@ -106,3 +113,16 @@ def test_what_it_cannot_take_is_refused(device):
 def test_published_sizes(device, dtype, batch):
     compare(make_state(batch, 1536, 16, dtype=dtype, device=device))
     compare(make_state(batch, 64, 128, (24,), (1,), dtype=dtype, device=device))
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_the_same_bit_for_bit(device):
+    given = make_state(3, 1536, 16, dtype=FP16, device=device)
+    state = given["state"].clone()
+    expected = selective_state_update(**{**given, "state": state})
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = selective_state_update(**given)
+    graph.replay()
+    assert torch.equal(out, expected)
+    assert torch.equal(given["state"], state)

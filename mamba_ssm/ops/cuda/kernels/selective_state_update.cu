@@ -26,8 +26,8 @@ constexpr int CHANNELS = THREADS / LANES;  // of a block
 
 extern "C" __global__ void __launch_bounds__(THREADS) selective_state_update(const Parameters p) {
     const uint32 row_blocks = (uint32(p.dim) + CHANNELS - 1) / CHANNELS;
-    const uint32 row = blockIdx.x / row_blocks;
-    const int64 b = row / uint32(p.heads), head = row % uint32(p.heads);
+    const uint32 row = blockIdx.x / row_blocks, head = row % uint32(p.heads);
+    const int64 b = row / uint32(p.heads);
     const int64 d = blockIdx.x % row_blocks * CHANNELS + threadIdx.x / LANES;
     const int lane = threadIdx.x % LANES;
     const bool there = d < p.dim;  // the others take part in the sums
@@ -41,8 +41,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) selective_state_update(con
 
     STATE_TYPE* const state = p.state + b * p.state_b + head * p.state_h + d * p.state_d;
     const A_TYPE* const A_at = p.A + head * p.A_h + d * p.A_d;
-    const B_TYPE* const B_at = p.B + b * p.B_b + head / p.heads_per_B * p.B_g;
-    const C_TYPE* const C_at = p.C + b * p.C_b + head / p.heads_per_C * p.C_g;
+    const B_TYPE* const B_at = p.B + b * p.B_b + head / uint32(p.heads_per_B) * p.B_g;
+    const C_TYPE* const C_at = p.C + b * p.C_b + head / uint32(p.heads_per_C) * p.C_g;
     float y = 0.0f;
 #pragma unroll
     for (int pass = 0; pass < STATES; pass += 4 * LANES) {
