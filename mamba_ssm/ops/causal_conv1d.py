@@ -1,6 +1,6 @@
 """Causal depthwise convolution over time, with state in and out: the door. More: ops/reference/causal_conv1d.py."""
 
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.library import define_operator
-from mamba_ssm.ops.reference.causal_conv1d import causal_conv1d_fn as causal_conv1d_ref
+from mamba_ssm.ops.reference.causal_conv1d import causal_conv1d_update as causal_conv1d_update_ref
 
 
 def causal_conv1d_fn(
@@ -28,13 +28,15 @@ def causal_conv1d_fn(
             return out
         return out, final if final_states_out is None else final_states_out.copy_(final)
     run = _backend_for(x, weight)
-    return run(x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation)
+    return run.causal_conv1d_fn(
+        x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation
+    )
 
 
-def _backend_for(x: Tensor, weight: Tensor) -> Callable[..., Any]:
-    """The causal_conv1d_fn of the back-end that takes a convolution of these."""
+def _backend_for(x: Tensor, weight: Tensor) -> ModuleType:
+    """The back-end that takes a convolution of these."""
     without = frozenset() if 2 <= weight.shape[1] <= 4 else frozenset({"cuda"})
-    return backend.module("causal_conv1d", x, without).causal_conv1d_fn
+    return backend.module("causal_conv1d", x, without)
 
 
 def _convolve(
@@ -47,7 +49,7 @@ def _convolve(
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
     options = (x, weight, bias, seq_idx, initial_states, return_final_states, None, activation)
-    made = _backend_for(x, weight)(*options)
+    made = _backend_for(x, weight).causal_conv1d_fn(*options)
     return made if return_final_states else (made, x.new_empty(0))
 
 
@@ -91,10 +93,10 @@ def causal_conv1d_update(
             "causal_conv1d_update keeps the last inputs in order and a state for each row: leave out cache_seqlens and "
             "conv_state_indices, and pass conv_state[indices]"
         )
-    new = x.unsqueeze(-1) if x.dim() == 2 else x
-    state = conv_state[..., conv_state.shape[-1] - (weight.shape[1] - 1) :]
-    # The compiler makes one kernel of a step in plain PyTorch, with what is around it.
-    convolve: Callable[..., Any] = causal_conv1d_ref if torch.compiler.is_compiling() else causal_conv1d_fn
-    out = convolve(new, weight, bias, initial_states=state, activation=activation)
-    conv_state.copy_(torch.cat([conv_state, new.to(conv_state.dtype)], dim=-1)[..., new.shape[-1] :])
-    return out.squeeze(-1) if x.dim() == 2 else out
+    inputs = (x, conv_state, weight, bias)
+    wanted = torch.is_grad_enabled() and any(m is not None and m.requires_grad for m in inputs)
+    # The fast ones have no backward. The compiler makes one kernel of plain PyTorch, with what is around it.
+    if wanted or torch.compiler.is_compiling():
+        return causal_conv1d_update_ref(*inputs, activation)
+    out: Tensor = _backend_for(x, weight).causal_conv1d_update(*inputs, activation)
+    return out

@@ -87,6 +87,27 @@ def test_update_continues_a_convolution(backend_name: str, kept: int, step: int 
     assert torch.equal(state, x[..., LENGTH - kept :])
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_gradients_of_an_update_are_the_derivatives(backend_name: str, length: int) -> None:
+    inputs = [m.double().requires_grad_() for m in make(length=length)]
+
+    def run(x, weight, bias, state):
+        kept = state.clone()
+        return causal_conv1d_update(x, kept, weight, bias, "silu"), kept
+
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_an_update_refuses_what_does_not_fit(backend_name: str) -> None:
+    x, weight, bias, state = make()
+    with pytest.raises(ValueError, match="conv_state is"):
+        causal_conv1d_update(x, state[..., 1:], weight, bias)
+    with pytest.raises(ValueError, match="bias is"):
+        causal_conv1d_update(x, state, weight, bias[:-1])
+    with pytest.raises(ValueError, match="silu"):
+        causal_conv1d_update(x, state, weight, bias, "relu")
+
+
 @pytest.mark.parametrize("lengths", [[4, 6], [1, 1, 8], [9, 1], [3, 2, 5]])
 def test_packed_sequences_do_not_see_one_another(backend_name: str, lengths: list[int]) -> None:
     x, weight, bias, _ = make()

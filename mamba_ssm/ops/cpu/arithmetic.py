@@ -180,6 +180,46 @@ def size_of(kind: Any) -> Any:
     return 4 if kind == F32 else 1 if kind == I8 else 2
 
 
+@exact
+def gather(to: Any, base: Any, first: Any, rows: Any, columns: Any, kind: Any, row: Any, column: Any) -> None:
+    """As `load`, from number `first` on, for a matrix: `row` and `column` numbers to the next one."""
+    address = base + first * size_of(kind)
+    if column == 1 and (row == columns or rows == 1):
+        load(to[: rows * columns], address, rows * columns, kind)
+        return
+    span = (rows - 1) * row + (columns - 1) * column + 1
+    wide, half = floats(address, span), carray(pointer(address), (span,), np.int16)
+    for r in range(rows):
+        for c in range(columns):
+            at = r * row + c * column
+            if kind == F32:
+                to[r * columns + c] = wide[at]
+            elif kind == BF16:
+                to[r * columns + c] = float_of_bfloat(half[at])
+            else:
+                to[r * columns + c] = float_of_half(half[at])
+
+
+@exact
+def scatter(base: Any, first: Any, values: Any, rows: Any, columns: Any, kind: Any, row: Any, column: Any) -> None:
+    """What `gather` has read, back to where it was."""
+    address = base + first * size_of(kind)
+    if column == 1 and (row == columns or rows == 1):
+        store(address, values, rows * columns, kind)
+        return
+    span = (rows - 1) * row + (columns - 1) * column + 1
+    wide, half = floats(address, span), carray(pointer(address), (span,), np.int16)
+    for r in range(rows):
+        for c in range(columns):
+            at = r * row + c * column
+            if kind == F32:
+                wide[at] = values[r * columns + c]
+            elif kind == BF16:
+                half[at] = bfloat_of_float(values[r * columns + c])
+            else:
+                half[at] = half_of_float(values[r * columns + c])
+
+
 @fast
 def normalise(v: Any, count: Any, rms: Any, eps: Any) -> Any:
     """Bring v's first numbers to mean 0 (unless it is an RMS norm) and mean square 1; what they were multiplied by."""

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cpu.arithmetic import (
+    F32,
     I8,
     KINDS,
-    LOG2E,
-    exp2,
     fast,
     floats,
     load,
@@ -33,8 +32,7 @@ from mamba_ssm.ops.cpu.arithmetic import (
 )
 from mamba_ssm.ops.cpu.kernel import kernel, kind_of, record, thread, thread_count, use_wide_vectors, wait_for_all
 from mamba_ssm.ops.cpu.linear import multiply, scale_rows
-
-ZERO = np.float32(0)
+from mamba_ssm.ops.cpu.steps import move_on, slide
 
 TENSORS = (
     *("norm", "norm_bias", "in_proj", "in_scale", "in_bias", "conv_state", "conv", "conv_bias", "x_proj", "dt_proj"),
@@ -153,29 +151,6 @@ def _fields(block: dict[str, Tensor | None]) -> tuple[int, ...]:
 
 
 @fast
-def slide(past: Any, weight: Any, x: Any, channels: Any, width: Any) -> None:
-    """Put x behind the last inputs of each channel, in place of the first, and their weighted sum into x."""
-    for c in range(channels):
-        sum = x[c] * weight[c * width + width - 1]
-        for k in range(width - 1):
-            past[c * width + k] = past[c * width + k + 1]
-            sum += past[c * width + k] * weight[c * width + k]
-        past[c * width + width - 1] = x[c]
-        x[c] = sum
-
-
-@fast
-def move_on(h: Any, log_A: Any, B: Any, C: Any, dt: Any, v: Any, count: Any) -> Any:
-    """A channel's states by one step, in place, and its output."""
-    y = ZERO
-    for n in range(count):
-        new = exp2(-LOG2E * dt * exp2(LOG2E * log_A[n])) * h[n] + v * B[n]
-        h[n] = new
-        y += new * C[n]
-    return y
-
-
-@fast
 def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, shared: Any) -> None:
     """One block, q; hidden, residual and stream are addresses, of p's kinds."""
     M, D, N, R, W = p.model, p.dim, p.states, p.rank, p.taps
@@ -216,9 +191,9 @@ def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, share
         at = q.conv_state + b * q.conv_b + first * W * size_of(q.conv_state_kind)
         load(past, at, own * W, q.conv_state_kind)
         if W == 4:  # as below: the common case with a count that LLVM knows
-            slide(past, weight, x, own, 4)
+            slide(past, weight, x, own, 4, 4)
         else:
-            slide(past, weight, x, own, W)
+            slide(past, weight, x, own, W, W)
         store(at, past, own * W, q.conv_state_kind)
         if q.conv_bias != 0:
             load_more(x, q.conv_bias + first * size_of(q.conv_bias_kind), own, q.conv_bias_kind)
@@ -249,10 +224,17 @@ def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, share
         log_A = S[more : more + N]
         for c in range(own):
             h = floats(q.ssm_state + b * q.ssm_b + (first + c) * N * 4, N)
-            load(log_A, q.A_log + (first + c) * N * size_of(q.A_log_kind), N, q.A_log_kind)
+            at = q.A_log + (first + c) * N * size_of(q.A_log_kind)
+            if q.A_log_kind == F32:
+                log_A = floats(at, N)
+            else:
+                load(log_A, at, N, q.A_log_kind)
             v = dt[c] * x[c]
             # The common case with a count that LLVM knows: one vector instead of a loop.
-            y[c] += move_on(h, log_A, B, C, dt[c], v, 16) if N == 16 else move_on(h, log_A, B, C, dt[c], v, N)
+            if N == 16:
+                y[c] += move_on(h, log_A, B, C, dt[c], v, 16, True)
+            else:
+                y[c] += move_on(h, log_A, B, C, dt[c], v, N, True)
         for c in range(own):
             y[c] *= z[c] * sigmoid(z[c])
     wait_for_all(p)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mamba_ssm.ops.cpu.arithmetic import ask_for, fast, floats, load, pointer, sigmoid, size_of, store
+from mamba_ssm.ops.cpu.causal_conv1d_update import causal_conv1d_update
 from mamba_ssm.ops.cpu.kernel import (
     addresses,
     kernel,
@@ -26,6 +27,8 @@ from mamba_ssm.ops.cpu.kernel import (
     use_wide_vectors,
 )
 from mamba_ssm.ops.layout import channel_last, last_inputs
+
+__all__ = ["causal_conv1d_fn", "causal_conv1d_update"]
 
 BLOCK = 512  # channels
 SEGMENT = 128  # steps

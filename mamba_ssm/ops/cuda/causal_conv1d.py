@@ -12,10 +12,12 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import compiler
+from mamba_ssm.ops.cuda.causal_conv1d_update import WIDTHS, causal_conv1d_update
 from mamba_ssm.ops.cuda.layout import multiprocessors, pointer, signature, strides
 from mamba_ssm.ops.layout import channel_last, empty_like_layout
 
-WIDTHS = (2, 3, 4)
+__all__ = ["causal_conv1d_fn", "causal_conv1d_update"]
+
 WARPS = 4  # of a block
 STEPS = 4  # a thread loads together, channel-last
 BYTES = {True: 8, False: 16}  # it loads at once, by channel-last: more channels leave no registers for enough warps

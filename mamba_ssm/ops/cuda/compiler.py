@@ -98,7 +98,7 @@ class Kernel:
                 return self(blocks, threads, *values)
         parameters = struct.pack(f"{len(values)}q", *values)
         pointer = ctypes.c_char_p(parameters)  # cuLaunchKernel takes an array of pointers, here of one
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = torch._C._cuda_getCurrentRawStream(self._index)  # the Stream around it would cost as much as all else
         if self._early is not None and torch.cuda.is_current_stream_capturing():
             config = self._early
             config.gridDimX, config.blockDimX, config.hStream = blocks, threads, stream

@@ -14,6 +14,7 @@ from torch import Tensor
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.gpu.launch import on_device
 from mamba_ssm.ops.layout import channel_last, empty_like_layout
+from mamba_ssm.ops.steps import update_by
 
 # ruff: noqa: SIM102
 # mypy: disable-error-code="assignment,var-annotated"
@@ -54,6 +55,13 @@ def causal_conv1d_fn(
         return out
     final = _final_states(x, weight.shape[1] - 1, seq_idx, initial_states)
     return out, final if final_states_out is None else final_states_out.copy_(final)
+
+
+def causal_conv1d_update(
+    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """Shapes and results are the reference's."""
+    return update_by(causal_conv1d_fn, x, conv_state, weight, bias, activation)
 
 
 def _final_states(x: Tensor, history: int, seq_idx: Tensor | None, initial: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.gpu.launch import on_device
 from mamba_ssm.ops.gpu.selective_scan_kernels import LOG2E, load_fp32, step_size
+from mamba_ssm.ops.steps import by_heads
 
 # mypy: disable-error-code="assignment,var-annotated"
 
@@ -43,12 +44,7 @@ def selective_state_update(
     if A.is_complex() or torch.float64 in (x.dtype, state.dtype):
         raise BackendError("The Triton step takes no complex A and no fp64: use the reference back-end.")
     shape = x.shape
-    if state.dim() == 3:
-        state, A = state.unsqueeze(1), A.unsqueeze(0)
-        x, dt = x.unsqueeze(1), dt.unsqueeze(1)
-        z = None if z is None else z.unsqueeze(1)
-        D, dt_bias = (None if m is None else m.unsqueeze(0) for m in (D, dt_bias))
-    B, C = (m.unsqueeze(1) if m.dim() == 2 else m for m in (B, C))
+    state, x, dt, A, B, C, D, z, dt_bias = by_heads(state, x, dt, A, B, C, D, z, dt_bias)
     batch, heads, dim, states = state.shape
     out = torch.empty(batch, heads, dim, dtype=x.dtype, device=x.device)
     if out.numel():

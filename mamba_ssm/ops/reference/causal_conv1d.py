@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_ssm.ops.layout import last_inputs
+from mamba_ssm.ops.steps import update_by
 
 
 def causal_conv1d_fn(
@@ -58,3 +59,19 @@ def causal_conv1d_fn(
         return out
     final = last_inputs(x, initial_states, width - 1, seq_idx)
     return out, final if final_states_out is None else final_states_out.copy_(final)
+
+
+def causal_conv1d_update(
+    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """Continue a convolution by one token, or by some.
+
+    Args:
+        x: (B, D), or (B, D, L). weight: (D, W). bias: (D,).
+        conv_state: (B, D, S) with S >= W-1, the last S inputs; shifted in place.
+        activation: None, "silu" or "swish".
+
+    Returns:
+        out, of x's shape and dtype.
+    """
+    return update_by(causal_conv1d_fn, x, conv_state, weight, bias, activation)

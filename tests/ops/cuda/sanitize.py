@@ -9,10 +9,11 @@ import torch
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.ops import backend
-from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn
+from mamba_ssm.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from mamba_ssm.ops.layer_norm import layer_norm_fn
 from mamba_ssm.ops.linear_cross_entropy import linear_cross_entropy
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+from mamba_ssm.ops.selective_state_update import selective_state_update
 from mamba_ssm.ops.topk_search import window_scores
 from mamba_ssm.utils.generation import InferenceParams
 
@@ -44,6 +45,14 @@ def convolutions(dtype: torch.dtype) -> None:
         out.float().sum().backward()
 
 
+def updates(dtype: torch.dtype) -> None:
+    for length in ((), (3,)):
+        causal_conv1d_update(rand(3, 70, *length, dtype=dtype), rand(3, 70, 5, dtype=dtype), rand(70, 4), rand(70))
+    for states in (5, 16, 130, 256):
+        x, B = rand(3, 70, dtype=dtype), rand(3, states, dtype=dtype)
+        selective_state_update(rand(3, 70, states), x, x, -rand(70, states).exp(), B, B, rand(70), x, rand(70), True)
+
+
 def model(dtype: torch.dtype) -> None:
     config = MambaConfig(d_model=48, n_layer=2, vocab_size=333, rms_norm=True, residual_in_fp32=True)
     lm = MambaLMHeadModel(config, device="cuda", dtype=dtype)
@@ -66,6 +75,7 @@ if __name__ == "__main__":
         layer_norm_fn(rand(5, 999, dtype=dtype), rand(999), rand(999), rand(5, 999), prenorm=True)[0].sum().backward()
         model(dtype)
         with torch.no_grad():
+            updates(dtype)
             window_scores(rand(2, 9, 64), rand(2, 9), rand(192, 64, dtype=dtype), 32)
     torch.cuda.synchronize()
     print("done")

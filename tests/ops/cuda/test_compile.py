@@ -15,6 +15,7 @@ from mamba_ssm.ops.cuda import (
     layer_norm,
     linear_cross_entropy,
     selective_scan,
+    selective_state_update,
     topk_search,
 )
 from mamba_ssm.utils.cache import cache_folder
@@ -101,6 +102,16 @@ def steps(dtype: torch.dtype) -> None:
         )
 
 
+def updates(dtype: torch.dtype) -> None:
+    for width, kept in ((2, 1), (4, 4)):
+        causal_conv1d.causal_conv1d_update(tensor(2, 64, dtype=dtype), tensor(2, 64, kept), tensor(64, width), None)
+    for states in (1, 5, 16, 128, 256):
+        x, B = tensor(2, 64, dtype=dtype), tensor(2, states, dtype=dtype)
+        for state in (torch.float32, dtype):
+            h, A, D = tensor(2, 64, states, dtype=state), tensor(64, states), tensor(64)
+            selective_state_update.selective_state_update(h, x, x, A, B, B, D, x, D, True)
+
+
 def heads(dtype: torch.dtype) -> None:
     logits, losses, targets = tensor(4, 50280, dtype=dtype), tensor(4), torch.zeros(4, dtype=torch.long)
     for gradient in (False, True):
@@ -112,7 +123,7 @@ def searches(dtype: torch.dtype) -> None:
 
 
 def jobs() -> Iterator[tuple[Callable[[torch.dtype], None], torch.dtype]]:
-    for ask in (scans, convolutions, norms, steps, heads, searches):
+    for ask in (scans, convolutions, norms, steps, updates, heads, searches):
         for dtype in (torch.float32, *HALF):
             yield ask, dtype
 

@@ -1,4 +1,4 @@
-#include "block_step.cuh"
+#include "step.cuh"
 // A matrix times one to eight vectors, which is what one token in a few rows costs, with what comes before and after it:
 //
 //   x' = x, or with NORM s = x + residual (the new residual) and x' = norm(s)
@@ -27,6 +27,8 @@ struct Parameters {
     int64 x_b, conv_b, batch, outputs, channels;
     int64 eps;  // the bits of a float
 };
+
+STARTS_EARLY;
 
 constexpr int LAYER_NORM = 2;  // NORM: 0 none, 1 RMSNorm, 2 LayerNorm
 constexpr int WARPS = THREADS / 32;
@@ -242,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) project(const Parameters p
 #pragma unroll
             for (int warp = 0; warp < WARPS; ++warp) y += partial[group % 2][warp][threadIdx.x];
             if (mine.convolves) {
-                y = convolve(conv_state, mine.conv_weight, mine.conv_bias, y);
+                y = silu(convolve(conv_state, mine.conv_weight, mine.conv_bias, y));
 #pragma unroll
                 for (int k = 0; k < WIDTH; ++k) kept[k] = from_float<CONV_TYPE>(conv_state[k]);
             }

@@ -1,4 +1,4 @@
-#include "block_step.cuh"
+#include "step.cuh"
 // The inner part of one token of a Mamba block (Gu & Dao 2023, arXiv 2312.00752, algorithm 2 and figure 3), for each row
 // of the batch and each channel, with N states h:
 //
@@ -26,6 +26,8 @@ struct Parameters {
     const TYPE* conv_bias;    // (dim), or null
     int64 batch, dim, state_b, conv_b;
 };
+
+STARTS_EARLY;
 
 constexpr int PASS = 16;  // states that a warp updates at once
 constexpr int SELECTED = RANK + 2 * STATES;
@@ -85,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(256) convolve_rows(const Parameters
             state[k] = states[c * WIDTH + k];
             weight[k] = weights[c * WIDTH + k];
         }
-        x[c] = convolve(state, weight, bias[c], x[c]);
+        x[c] = silu(convolve(state, weight, bias[c], x[c]));
 #pragma unroll
         for (int k = 0; k < WIDTH; ++k) states[c * WIDTH + k] = state[k];
     }
@@ -166,32 +168,6 @@ template <> struct Rates<float> {
     }
 };
 
-template <typename T> INLINE Pack<float, 4> load_states(const T* p, int n, bool there) {
-    Pack<float, 4> v = {};
-    if (STATE_VECTORS) {
-        if (there && n < STATES) {
-            const Pack<T, 4> raw = load_pack<T, 4>(p);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) v.at[i] = to_float(raw.at[i]);
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            if (there && n + i < STATES) v.at[i] = to_float(p[i]);
-    }
-    return v;
-}
-
-INLINE void store_states(float* p, int n, bool there, const Pack<float, 4>& v) {
-    if (STATE_VECTORS) {
-        if (there && n < STATES) store_pack(p, v);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            if (there && n + i < STATES) p[i] = v.at[i];
-    }
-}
-
 // Brings the states of a warp's tile from memory to L2, before the kernel in front has ended: that changes no number, even
 // where an earlier kernel still writes them.
 INLINE void prefetch_states(const float* state, int64 state_b, int channels, int rows) {
@@ -227,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
         const bool there = g + 8 * half < channels;
         bias[half] = there && p.dt_bias ? to_float(p.dt_bias[d]) : 0.0f;
         skip[half] = there ? to_float(p.D[d]) : 0.0f;
-        A[half] = load_states(p.A_log + d * STATES + 4 * t, 4 * t, there);
+        A[half] = load_four<STATE_VECTORS>(p.A_log + d * STATES + 4 * t, there ? STATES - 4 * t : 0);
     }
     wait_for_previous();  // all above are parameters of the model
 
@@ -252,8 +228,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
         for (int b = 0; b < BATCH; ++b)
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-                h[b][half] = load_states(
-                    state_at + b * p.state_b + half * 8 * STATES, n, b < rows && g + 8 * half < channels
+                h[b][half] = load_four<STATE_VECTORS>(
+                    state_at + b * p.state_b + half * 8 * STATES, b < rows && g + 8 * half < channels ? STATES - n : 0
                 );
 #pragma unroll
         for (int b = 0; b < BATCH; ++b) {  // a lane a number: 16 of B, 16 of C
@@ -271,7 +247,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
         } else {
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-                A[half] = load_states(p.A_log + (d0 + g + 8 * half) * STATES + n, n, g + 8 * half < channels);
+                A[half] = load_four<STATE_VECTORS>(
+                    p.A_log + (d0 + g + 8 * half) * STATES + n, g + 8 * half < channels ? STATES - n : 0
+                );
         }
         first = false;
 #pragma unroll
@@ -288,14 +266,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) update_states(const Par
             for (int half = 0; half < 2; ++half) {
                 const float step = __shfl_sync(FULL_WARP, dt[2 * half + b % 2], owner);
                 const float input = __shfl_sync(FULL_WARP, dtx[2 * half + b % 2], owner);
-                Pack<float, 4>& state = h[b][half];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    state.at[i] = fmaf(exp2_fast(step * A[half].at[i]), state.at[i], input * B.at[i]);
-                    y[b][half] = fmaf(C.at[i], state.at[i], y[b][half]);
-                }
-                store_states(
-                    state_at + b * p.state_b + half * 8 * STATES, n, b < rows && g + 8 * half < channels, state
+                y[b][half] = move_on(h[b][half], A[half], B, C, step, input, y[b][half]);
+                store_four<STATE_VECTORS>(
+                    state_at + b * p.state_b + half * 8 * STATES,
+                    b < rows && g + 8 * half < channels ? STATES - n : 0, h[b][half]
                 );
             }
         }
