@@ -44,7 +44,7 @@ def prepare(data: Path, out: Path) -> None:
     for article in training_articles(load_squad(data / "squad/train-v1.1.json")):
         kept += [tokenizer.encode("\n".join(p.text for p in article.paragraphs)).ids, [END]]
     tensors = {
-        name: torch.from_numpy(np.concatenate(parts).astype(np.int32))
+        name: torch.from_numpy(np.concatenate(parts).astype(np.int16))  # ids end at 32767
         for name, parts in {"kept": kept, "held": held}.items()
     }
     print({name: len(ids) for name, ids in tensors.items()})
