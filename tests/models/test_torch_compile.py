@@ -48,7 +48,9 @@ def assert_same(run: Callable[..., Any], eager: nn.Module, *inputs: Tensor, tole
         results = function(*given)
         results = list(results) if isinstance(results, tuple) else [results]
         leaves = [m for m in (*given, *eager.parameters()) if m.requires_grad]
-        loss = torch.stack([(m.float() * torch.linspace(-1, 1, m.numel()).view_as(m)).sum() for m in results]).sum()
+        loss = torch.stack(
+            [(m.float() * torch.linspace(-1, 1, m.numel(), device=m.device).view_as(m)).sum() for m in results]
+        ).sum()
         return [*results, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
 
     for got, expected in zip(all_of(run), all_of(eager), strict=True):
