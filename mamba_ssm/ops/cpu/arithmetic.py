@@ -77,11 +77,23 @@ def bfloat_of_float(x: Any) -> Any:
     return np.int16(np.int32(0x7FC0) if x != x else rounded)
 
 
+@intrinsic
+def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once: where LLVM would multiply once for two such sums."""
+    number = types.float32
+    return number(number, number, number), lambda _context, builder, _signature, arguments: builder.fma(*arguments)
+
+
 @exact
-def exp2_of_small(x: Any) -> Any:
-    """2^x, to 1.2e-7, for x from -126 to 128."""
-    shifted = x + _ROUND
-    r = x - (shifted - _ROUND)
+def exp2_of_product(a: Any, b: Any) -> Any:
+    """2^(a b), to 1.2e-7, for a b from -126 to 128."""
+    shifted = fma(a, b, _ROUND)
+    return _exp2_of_parts(fma(a, b, _ROUND - shifted), shifted)
+
+
+@exact
+def _exp2_of_parts(r: Any, shifted: Any) -> Any:
+    """2^(r + n), r from -1/2 to 1/2, where n is in the lowest bits of `shifted`."""
     p = ((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _ONE
     return float_of_bits(bits_of_float(p) + (bits_of_float(shifted) << np.int32(23)))
 
@@ -99,7 +111,9 @@ def largest(v: Any, count: Any) -> Any:
 def exp2(x: Any) -> Any:
     """2^x, to 1.2e-7, 2^-126 instead of less, and infinity from 128 on."""
     x = _LOWEST if x < _LOWEST else x
-    return exp2_of_small(_HIGHEST if x > _HIGHEST else x)
+    x = _HIGHEST if x > _HIGHEST else x
+    shifted = x + _ROUND
+    return _exp2_of_parts(x - (shifted - _ROUND), shifted)
 
 
 @exact

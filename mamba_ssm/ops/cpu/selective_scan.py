@@ -20,8 +20,11 @@ from torch.autograd.function import once_differentiable
 from mamba_ssm.ops.cpu.arithmetic import (
     LN2,
     ask_for,
+    bits_of_float,
     exp2,
-    exp2_of_small,
+    exp2_of_product,
+    fast,
+    float_of_bits,
     floats,
     largest,
     load,
@@ -266,11 +269,87 @@ def _sizes(
 
 
 def _block_floats(states: int, width: int) -> int:
-    return (2 * states + 8) * width
+    return (2 * states + 8) * (width + LANES)
 
 
 def _tile_floats(states: int, width: int) -> int:
     return ((2 * TILE + 5) * states + 7 * TILE + 16) * width
+
+
+# Rows of a block's scratch, each of as many floats as channels: dt, dt u, y, u, z, D, delta's bias, the sum of dt; then
+# for each state its row, and A's. The functions below are inlined with a width that LLVM knows, so that it sees that
+# rows do not overlap, and with indices that need not be looked at for being negative.
+_u = np.uint64
+APART = _u(LANES)  # between rows, lest an address ends as those of other states do, which a load would wait for
+DT, V, Y, U, Z, SKIP, BIAS, TOTAL, FIRST = map(_u, range(9))
+
+
+@fast
+def begin_step(S: Any, w: Any, softplus_on: Any) -> Any:
+    """dt, dt u and y = D u of w channels, and the largest |dt|, or NaN where there is one."""
+    use_wide_vectors()
+    r = w + APART
+    top = np.int32(0)
+    for j in range(w):
+        x, dt = S[U * r + j], S[DT * r + j] + S[BIAS * r + j]
+        dt = softplus(dt) if softplus_on else dt
+        S[DT * r + j] = dt
+        S[V * r + j] = dt * x
+        S[Y * r + j] = S[SKIP * r + j] * x
+        S[TOTAL * r + j] += dt
+        top = max(top, bits_of_float(abs(dt)))
+    return float_of_bits(top)
+
+
+@fast
+def four_states(S: Any, n: Any, B: Any, C: Any, w: Any) -> None:
+    """States n to n + 3 of w channels by one step, for dt A from -126 on, and their share of y."""
+    use_wide_vectors()
+    r = w + APART
+    b0, b1, b2, b3 = B[n], B[n + 1], B[n + 2], B[n + 3]
+    c0, c1, c2, c3 = C[n], C[n + 1], C[n + 2], C[n + 3]
+    own = (FIRST + _u(2 * n)) * r
+    for j in range(w):
+        dt, v, h = S[DT * r + j], S[V * r + j], own + j
+        h0 = exp2_of_product(dt, S[h + r]) * S[h] + v * b0
+        h1 = exp2_of_product(dt, S[h + _u(3) * r]) * S[h + _u(2) * r] + v * b1
+        h2 = exp2_of_product(dt, S[h + _u(5) * r]) * S[h + _u(4) * r] + v * b2
+        h3 = exp2_of_product(dt, S[h + _u(7) * r]) * S[h + _u(6) * r] + v * b3
+        S[h], S[h + _u(2) * r], S[h + _u(4) * r], S[h + _u(6) * r] = h0, h1, h2, h3
+        S[Y * r + j] += (h0 * c0 + h1 * c1) + (h2 * c2 + h3 * c3)
+
+
+@fast
+def a_state(S: Any, n: Any, B: Any, C: Any, w: Any) -> None:
+    """State n of w channels by one step, and its share of y."""
+    use_wide_vectors()
+    r = w + APART
+    b, c, own = B[n], C[n], (FIRST + _u(2 * n)) * r
+    for j in range(w):
+        h = exp2(S[DT * r + j] * S[own + r + j]) * S[own + j] + S[V * r + j] * b
+        S[own + j] = h
+        S[Y * r + j] += h * c
+
+
+@fast
+def take_step(S: Any, N: Any, w: Any, B: Any, C: Any, softplus_on: Any, top_A: Any) -> None:
+    """u and delta, which S holds, to y; all states by one step."""
+    top = begin_step(S, w, True) if softplus_on else begin_step(S, w, False)
+    # Without a bound to check, exp2 is an eighth cheaper.
+    fours = N // 4 * 4 if top * top_A < 126 else 0
+    for n in range(0, fours, 4):
+        four_states(S, n, B, C, w)
+    for n in range(fours, N):
+        a_state(S, n, B, C, w)
+
+
+@fast
+def gate_step(S: Any, w: Any) -> None:
+    use_wide_vectors()
+    r = w + APART
+    for j in range(w):
+        z = S[Z * r + j]
+        S[Y * r + j] *= z * sigmoid(z)
 
 
 @kernel(FORWARD)
@@ -288,28 +367,21 @@ def scan_forward(where: Any) -> None:
         d = g * E + block * p.width
         count = min(p.width, E - block * p.width)
         w = (count + LANES - 1) & ~(LANES - 1)
-        S = floats(scratch, (2 * N + 8) * w)
-        As = N * w  # where A is in S, behind the states
-        row = 2 * N * w
-        dt, x, y, v, gate, skip, bias = (
-            S[row : row + w],
-            S[row + w : row + 2 * w],
-            S[row + 2 * w : row + 3 * w],
-            S[row + 3 * w : row + 4 * w],
-            S[row + 4 * w : row + 5 * w],
-            S[row + 5 * w : row + 6 * w],
-            S[row + 6 * w : row + 7 * w],
-        )
-        total = S[row + 7 * w : row + 8 * w]
+        r = w + LANES
+        S = floats(scratch, (8 + 2 * N) * r)
+        dt, y, u, z = S[:w], S[2 * r :][:w], S[3 * r :][:w], S[4 * r :][:w]
+        skip, bias, total, own = S[5 * r :][:w], S[6 * r :][:w], S[7 * r :][:w], S[8 * r :]
         state_at = ((b * p.segments + segment) * N * p.dim + d) * 4
+        top_A = ZERO
         for n in range(N):
-            load(S[As + n * w : As + n * w + w], p.A + (n * p.dim + d) * 4, count, 0)
+            h, a = own[2 * n * r :][:w], own[(2 * n + 1) * r :][:w]
+            load(a, p.A + (n * p.dim + d) * 4, count, 0)
+            top_A = max(top_A, largest(a, w))
             if p.initial != 0:
-                load(S[n * w : n * w + w], p.initial + state_at + n * p.dim * 4, count, 0)
+                load(h, p.initial + state_at + n * p.dim * 4, count, 0)
             else:
                 for j in range(w):
-                    S[n * w + j] = ZERO
-        top_A = largest(S[As : As + N * w], N * w)
+                    h[j] = ZERO
         load(skip, p.D + d * 4, count, 0)
         load(bias, p.bias + d * 4, count, 0)
         for j in range(w):
@@ -319,15 +391,16 @@ def scan_forward(where: Any) -> None:
             if p.seq != 0 and t > 0:
                 seq = carray(pointer(p.seq + b * p.length * 4), (p.length,), np.int32)
                 if seq[t] != seq[t - 1]:
-                    for i in range(N * w):
-                        S[i] = ZERO
+                    for n in range(N):
+                        for j in range(w):
+                            own[2 * n * r + j] = ZERO
                     for j in range(w):
                         total[j] = np.float32(np.inf)
             if p.kept != 0 and t % TILE == 0:
                 tiles = -(-p.length // TILE)
                 for n in range(N):
                     to = p.kept + (((b * tiles + t // TILE) * N + n) * p.dim + d) * 4
-                    store(to, S[n * w : n * w + w], count, 0)
+                    store(to, own[2 * n * r :][:w], count, 0)
             ask_for(p.u + b * p.u_b + (t + AHEAD) * p.u_t + d * size_of(p.u_kind), count * size_of(p.u_kind))
             ask_for(
                 p.delta + b * p.delta_b + (t + AHEAD) * p.delta_t + d * size_of(p.delta_kind),
@@ -335,44 +408,24 @@ def scan_forward(where: Any) -> None:
             )
             if p.z != 0:
                 ask_for(p.z + b * p.z_b + (t + AHEAD) * p.z_t + d * size_of(p.z_kind), count * size_of(p.z_kind))
-            load(x, p.u + b * p.u_b + t * p.u_t + d * size_of(p.u_kind), count, p.u_kind)
+            load(u, p.u + b * p.u_b + t * p.u_t + d * size_of(p.u_kind), count, p.u_kind)
             load(dt, p.delta + b * p.delta_b + t * p.delta_t + d * size_of(p.delta_kind), count, p.delta_kind)
-            if p.softplus != 0:
-                for j in range(w):
-                    dt[j] = softplus(dt[j] + bias[j])
-            else:
-                for j in range(w):
-                    dt[j] += bias[j]
-            for j in range(w):
-                v[j] = dt[j] * x[j]
-                y[j] = skip[j] * x[j]
             at = ((b * p.length + t) * p.groups + g) * N * 4
             B, C = floats(p.B + at, N), floats(p.C + at, N)
-            small = largest(dt, w) * top_A < 126  # without a bound to check, exp2 is an eighth cheaper
-            for n in range(N):
-                b_n, c_n = B[n], C[n]
-                h, a = S[n * w : n * w + w], S[As + n * w : As + n * w + w]
-                if small:
-                    for j in range(w):
-                        new = exp2_of_small(dt[j] * a[j]) * h[j] + v[j] * b_n
-                        h[j] = new
-                        y[j] += new * c_n
-                else:
-                    for j in range(w):
-                        new = exp2(dt[j] * a[j]) * h[j] + v[j] * b_n
-                        h[j] = new
-                        y[j] += new * c_n
-            if p.dt_sum != 0:
-                for j in range(w):
-                    total[j] += dt[j]
+            if w == WIDEST:
+                take_step(S, N, _u(WIDEST), B, C, p.softplus != 0, top_A)
+            else:
+                take_step(S, N, _u(w), B, C, p.softplus != 0, top_A)
             if p.z != 0:
-                load(gate, p.z + b * p.z_b + t * p.z_t + d * size_of(p.z_kind), count, p.z_kind)
-                for j in range(w):
-                    y[j] *= gate[j] * sigmoid(gate[j])
+                load(z, p.z + b * p.z_b + t * p.z_t + d * size_of(p.z_kind), count, p.z_kind)
+                if w == WIDEST:
+                    gate_step(S, _u(WIDEST))
+                else:
+                    gate_step(S, _u(w))
             if p.out != 0:
                 store(p.out + b * p.out_b + t * p.out_t + d * size_of(p.out_kind), y, count, p.out_kind)
         for n in range(N):
-            store(p.last + state_at + n * p.dim * 4, S[n * w : n * w + w], count, 0)
+            store(p.last + state_at + n * p.dim * 4, own[2 * n * r :][:w], count, 0)
         if p.dt_sum != 0:
             store(p.dt_sum + ((b * p.segments + segment) * p.dim + d) * 4, total, count, 0)
 
