@@ -184,7 +184,8 @@ class MixerModel(nn.Module):
             new_states=new_states,
             **mixer_kwargs,
         )
-        hidden_states = self.final_norm(hidden_states, residual)[:, -num_last_tokens:]
+        last = slice(-num_last_tokens, None)
+        hidden_states = self.final_norm(hidden_states[:, last], None if residual is None else residual[:, last])
         return hidden_states if new_states is None else (hidden_states, new_states)
 
     def _in_parts(self, input_ids: Tensor, span: int, params: InferenceParams | None, num_last_tokens: int) -> Tensor:
@@ -196,9 +197,10 @@ class MixerModel(nn.Module):
         try:
             for part in input_ids.split(span, dim=1):
                 hidden_states, residual = self.forward_layers(self.embedding(part), inference_params=params)
-                kept.append(self.final_norm(hidden_states, residual))
+                last = slice(-num_last_tokens, None)
+                kept.append(self.final_norm(hidden_states[:, last], None if residual is None else residual[:, last]))
                 if num_last_tokens:
-                    kept = [torch.cat(kept, dim=1)[:, -num_last_tokens:]]
+                    kept = [torch.cat(kept, dim=1)[:, last]]
                 params.seqlen_offset += part.shape[1]
         finally:
             params.seqlen_offset = before  # the caller counts
