@@ -44,7 +44,7 @@ TEST = tuple(Size(*size, 1_000) for size in ((64, 4), (64, 8), (64, 16), (128, 3
 
 
 class Asked(NamedTuple):
-    """One query on its own: what stands before it (T,), the key, its value, and the value's place in what stands before."""
+    """One query on its own: context (T,), all that stands before it; the key; its value, and where in the context."""
 
     context: Ints
     key: int
