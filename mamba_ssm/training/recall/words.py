@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from string import ascii_uppercase
 from typing import Literal, TypeVar
@@ -50,16 +50,15 @@ def of_split(text: str, split: Split) -> tuple[str, ...]:
 
 
 class Words:
-    """A source of words for one haystack or more: no name, key or value of it comes twice."""
+    """A source of words for one haystack or more: no name, key or value comes twice, or is one of ``taken``."""
 
-    def __init__(self, rng: random.Random, split: Split) -> None:
-        self.rng, self.split = rng, split
-        self._taken: set[str] = set()
+    def __init__(self, rng: random.Random, split: Split, taken: Iterable[str] = ()) -> None:
+        self.rng, self.split, self.taken = rng, split, set(taken)
 
     def once(self, make: Callable[[], str]) -> str:
         """The first of ``make`` that was not given yet."""
-        word = next(word for word in iter(make, None) if word not in self._taken)
-        self._taken.add(word)
+        word = next(word for word in iter(make, None) if word not in self.taken)
+        self.taken.add(word)
         return word
 
     def choose(self, train: Sequence[T], test: Sequence[T]) -> T:
