@@ -43,7 +43,7 @@ from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.recall.haystack import Haystack
 from mamba_ssm.training.recall.needles import distractors
 from mamba_ssm.training.recall.tasks import TASKS, UNSHAREABLE
-from mamba_ssm.training.recall.words import Words
+from mamba_ssm.training.recall.words import Split, Words
 
 LENGTHS = (4_096, 16_384, 65_536, 262_144, 1_048_576)
 KS = (1, 8, KEPT)
@@ -53,24 +53,25 @@ Trial = dict[str, Any]
 
 
 class Fillers:
-    """What haystacks are made of, by name, made when first asked for; ``taken`` are the words that a filler uses."""
+    """What haystacks are made of, by name, with the words that are taken by it; made when first asked for."""
 
-    def __init__(self, engine: Engine, files: Sequence[Path], cache: Path, seed: int) -> None:
-        self.tokenizer, self.files, self.cache, self.seed = engine.tokenizer, files, cache, seed
+    def __init__(self, engine: Engine, files: Sequence[Path], cache: Path, split: Split, seed: int) -> None:
+        self.tokenizer, self.files, self.cache = engine.tokenizer, files, cache
+        self.split, self.seed = split, seed
         self._made: dict[tuple[str, int], tuple[Filler, set[str]]] = {}
 
-    def get(self, name: str, length: int, split: str) -> tuple[Filler, set[str]]:
-        tokens = min(length, MOST_NEEDLE_TOKENS) if name == "needles" else 0
-        if (name, tokens) not in self._made:
-            self._made[name, tokens] = self._make(name, tokens, split)
-        return self._made[name, tokens]
+    def get(self, name: str, length: int) -> tuple[Filler, set[str]]:
+        key = name, min(length, MOST_NEEDLE_TOKENS) if name == "needles" else 0
+        if key not in self._made:
+            self._made[key] = self._make(*key)
+        return self._made[key]
 
-    def _make(self, name: str, tokens: int, split: str) -> tuple[Filler, set[str]]:
+    def _make(self, name: str, tokens: int) -> tuple[Filler, set[str]]:
         if name == "text":
             return Filler.of_files(self.files, self.tokenizer, self.cache), set()
         if name == "noise":
             return Filler.noise(self.tokenizer), set()
-        words = Words(random.Random(f"{self.seed} needles"), split)
+        words = Words(random.Random(f"{self.seed} needles"), self.split)
         return Filler.of_paragraphs(distractors(words, tokens // NEEDLE_TOKENS), self.tokenizer), words.taken
 
 
@@ -157,7 +158,7 @@ def main() -> int:
     del arguments.cache  # no part of how a result came about
 
     engine = Engine.load(arguments.model, arguments.device)
-    fillers = Fillers(engine, files, cache, arguments.seed)
+    fillers = Fillers(engine, files, cache, arguments.split, arguments.seed)
     result = provenance(arguments, engine) | {
         "protocol": {
             "right": "the answers named are exactly the right ones, normalised as SQuAD's",
@@ -174,7 +175,7 @@ def main() -> int:
     with out.with_suffix(".jsonl").open("w", encoding="utf-8") as lines:
         for length in arguments.lengths:
             for name in arguments.haystacks:
-                filler, taken = fillers.get(name, length, arguments.split)
+                filler, taken = fillers.get(name, length)
                 for task in arguments.tasks:
                     if engine.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats(engine.device)

@@ -100,6 +100,7 @@ def start(monkeypatch, book, folder, *more):
     out = folder / "recall.json"
     arguments = ["--device", "cpu", "--filler", str(book), "--cache", str(folder / "cache"), "--out", str(out), *more]
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    monkeypatch.setattr("common.RESAMPLES", 100)
     assert run.main() == 0
     result = json.loads(out.read_text())
     assert result["complete"] is True

@@ -64,7 +64,7 @@ class Filler:
 
     @classmethod
     def noise(cls, tokenizer: Tokenizer) -> Filler:
-        return cls.of_paragraphs([NOISE] * 1000, tokenizer)  # many, so that rounds are long
+        return cls.of_paragraphs([NOISE] * 1000, tokenizer)  # many, so that a lap is long
 
     @classmethod
     def of_files(cls, files: Sequence[Path], tokenizer: Tokenizer, folder: Path) -> Filler:

@@ -25,26 +25,26 @@ class _Order:
         self.ends = np.append(self.starts[1:], len(self.tokens))
         self.first = int(self.starts[np.random.default_rng(seed).integers(len(self.starts))])
 
-    def _shuffled(self, round: int) -> Ints:
-        return np.random.default_rng((self.seed, round)).permutation(len(self.starts))
+    def _shuffled(self, lap: int) -> Ints:
+        return np.random.default_rng((self.seed, lap)).permutation(len(self.starts))
 
     def runs(self) -> Iterator[NDArray[np.uint16]]:
         """The tokens, endlessly, as slices."""
         for start in range(self.first, len(self.tokens), self.RUN):
             yield self.tokens[start : start + self.RUN]
-        round = 0
+        lap = 0
         while True:
-            round += 1
-            for paragraph in self._shuffled(round).tolist():
+            lap += 1
+            for paragraph in self._shuffled(lap).tolist():
                 yield self.tokens[self.starts[paragraph] : self.ends[paragraph]]
 
     def sources(self, places: Ints) -> Ints:
         """Where in the filler the tokens at these places of the stream come from."""
-        rounds, rest = np.divmod(places + self.first, len(self.tokens))
-        for round in np.unique(rounds[rounds > 0]).tolist():
-            order = self._shuffled(round)
+        laps, rest = np.divmod(places + self.first, len(self.tokens))
+        for lap in np.unique(laps[laps > 0]).tolist():
+            order = self._shuffled(lap)
             ends = np.cumsum((self.ends - self.starts)[order])
-            here = rounds == round
+            here = laps == lap
             paragraph = np.searchsorted(ends, rest[here], side="right")
             rest[here] += self.ends[order][paragraph] - ends[paragraph]
         return rest

@@ -9,19 +9,19 @@ from mamba_ssm.training.recall.words import Words, of_split
 
 PERSONS = """
     Adele Agnes Albert Anton Bertha Bruno Carla Clara Conrad Dora Edgar Elsa Emil Erich Flora Fritz Gerda Gustav
-    Hanna  Hector Helga Hugo Ida Ivan Jonas Julia Karl Klara Leon Lotte Luise Magda Max Nora Oscar Otto Paula
-    Rosa Rudolf Thea  Theo Ursula Victor Walter Wilma
+    Hanna Hector Helga Hugo Ida Ivan Jonas Julia Karl Klara Leon Lotte Luise Magda Max Nora Oscar Otto Paula
+    Rosa Rudolf Thea Theo Ursula Victor Walter Wilma
 """
 PLACES = """
     attic bakery balcony barn basement bathroom bedroom cabin canteen cave cellar church courtyard dining-hall
-    gallery  garage garden greenhouse gym hallway harbour kitchen laboratory larder laundry library lobby mill
-    museum nursery  office orchard pantry park pharmacy playground school shed stable station studio theatre
+    gallery garage garden greenhouse gym hallway harbour kitchen laboratory larder laundry library lobby mill
+    museum nursery office orchard pantry park pharmacy playground school shed stable station studio theatre
     tower vault workshop
 """
 THINGS = """
     axe ball basket bell blanket book bottle bowl broom brush bucket candle carpet chessboard clock coat coin
-    comb cup  dictionary drum envelope fan flute glove hammer hat helmet jar kettle key kite ladle lamp letter
-    map medal mirror  mug needle newspaper parcel pencil pillow plate puzzle racket ring rope ruler saw scarf
+    comb cup dictionary drum envelope fan flute glove hammer hat helmet jar kettle key kite ladle lamp letter
+    map medal mirror mug needle newspaper parcel pencil pillow plate puzzle racket ring rope ruler saw scarf
     spoon torch umbrella vase
 """
 GOES = ("{person} went to the {place}.", "{person} walked to the {place}.", "{person} moved to the {place}.")

@@ -23,18 +23,17 @@ _ONSETS, _VOWELS, _CODAS = (
 )
 ADJECTIVES = """
     amber ancient bitter blue bright broken calm careful clever cold crooked curious deep dusty early empty
-    faint  final gentle golden green grey heavy hidden hollow humble late little lonely mellow narrow nimble
-    northern odd  patient plain polite proud quiet rapid red restless rough round rusty secret sharp shy silent
-    silver slow small  smooth solid spare steady stern strange sudden sweet tall thin warm weary white wild
+    faint final gentle golden green grey heavy hidden hollow humble late little lonely mellow narrow nimble
+    northern odd patient plain polite proud quiet rapid red restless rough round rusty secret sharp shy silent
+    silver slow small smooth solid spare steady stern strange sudden sweet tall thin warm weary white wild
     wooden young
 """
 NOUNS = """
     anchor apple arrow basket beacon bell bridge bucket candle canyon cellar chapel circle cloud comet compass
-    copper  corner cradle crown desert drum engine falcon feather fern field flame forest fountain garden gate
-    glacier harbour  hammer harvest hill island kettle ladder lamp lantern leaf ledger marble meadow mirror
-    mountain needle ocean orchard  paper pebble pepper pillar planet pocket pond river saddle sail shadow shelf
-    spring stone storm thimble thunder  tower tunnel valley velvet violin wagon walnut whistle window winter
-    wolf
+    copper corner cradle crown desert drum engine falcon feather fern field flame forest fountain garden gate
+    glacier harbour hammer harvest hill island kettle ladder lamp lantern leaf ledger marble meadow mirror
+    mountain needle ocean orchard paper pebble pepper pillar planet pocket pond river saddle sail shadow shelf
+    spring stone storm thimble thunder tower tunnel valley velvet violin wagon walnut whistle window winter wolf
 """
 
 
@@ -61,13 +60,13 @@ class Words:
         self.taken.add(word)
         return word
 
+    def _new(self, make: Callable[[], str]) -> str:
+        """The same, among the words of the split."""
+        return self.once(lambda: next(word for word in iter(make, None) if split_of(word) == self.split))
+
     def choose(self, train: Sequence[T], test: Sequence[T]) -> T:
         """One of the training's; in the test also one of those held out."""
         return self.rng.choice([*train, *(test if self.split == "test" else ())])
-
-    def _new(self, make: Callable[[], str]) -> str:
-        """The same, of the split's words."""
-        return self.once(lambda: next(word for word in iter(make, None) if split_of(word) == self.split))
 
     def name(self) -> str:
         """A made-up name, capitalised, of the split."""
