@@ -112,4 +112,4 @@ def _terms(texts: Sequence[str] | Iterator[str]) -> Any:
     return bm25s.tokenize(list(texts), stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
 
 
-SEARCHES = {"model": ModelSearch, "bm25": BM25Search}
+SEARCHES: dict[str, type[ModelSearch | BM25Search]] = {"model": ModelSearch, "bm25": BM25Search}

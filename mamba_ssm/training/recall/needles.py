@@ -18,9 +18,9 @@ THINGS = {
         "pin",
         "batch number",
         "telephone number",
-        "magic number",
+        "lucky number",
     ),
-    "word": ("password", "code word", "nickname", "call sign", "motto", "secret word", "magic word"),
+    "word": ("password", "code word", "nickname", "call sign", "motto", "secret word", "safe word"),
     "uuid": ("identifier", "UUID", "licence key", "device id", "session token"),
 }
 STATEMENTS = (
