@@ -1,0 +1,63 @@
+"""From a haystack and questions to answers: all that a model does, and nothing of how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from recall.search import Found, Search, ask
+
+from mamba_ssm.book import Engine
+
+KEPT = 32  # windows that are found, to measure recall; the reader reads the best config.top_k
+CANDIDATES = 64
+MAX_TOKENS = 40  # a UUID has up to 36
+THRESHOLD = 0.1  # of the most probable answer's probability, for the others of several
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers to a question, most probable first, and where the windows found for it begin, best first."""
+
+    answers: list[str]
+    windows: list[int]
+
+
+@torch.inference_mode()
+def predict(engine: Engine, questions: Sequence[str], several: bool, search: Search) -> list[Prediction]:
+    """Answer questions about one haystack, each with one span, or with ``several`` distinct ones."""
+    found = search(questions, KEPT)
+    predictions: list[Prediction] = []
+    for i in range(0, len(questions), BATCH):
+        rows = slice(i, i + BATCH)
+        part = Found(found.starts[rows], found.scores[rows], found.ids[rows])
+        answers = _answers(engine, questions[rows], part)
+        for said, windows in zip(answers, part.starts.tolist(), strict=True):
+            predictions.append(Prediction(said if several else said[:1], [start for start in windows if start >= 0]))
+    return predictions
+
+
+def _answers(engine: Engine, questions: Sequence[str], found: Found) -> list[list[str]]:
+    """Of each question the likeliest distinct spans that do not overlap, down to the threshold, likeliest first."""
+    assert engine.model.esi is not None
+    k = engine.config.top_k
+    memory = engine.searcher.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
+    assert memory is not None
+    spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=MAX_TOKENS)
+    columns = torch.stack([spans.window, spans.first, spans.last], -1).tolist()
+    answers = []
+    for row, (places, probabilities) in enumerate(zip(columns, spans.probability.tolist(), strict=True)):
+        taken: dict[str, float] = {}
+        covered: set[int] = set()
+        for (window, first, last), probability in zip(places, probabilities, strict=True):
+            text = engine.tokenizer.decode(found.ids[row, window, first : last + 1].tolist()).strip()
+            start = int(found.starts[row, window])
+            tokens = set(range(start + first, start + last + 1))
+            if text and text not in taken and not tokens & covered:
+                taken[text] = probability
+                covered |= tokens
+        best = max(taken.values(), default=0.0)
+        answers.append([text for text, probability in taken.items() if probability >= THRESHOLD * best])
+    return answers

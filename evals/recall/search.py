@@ -1,0 +1,115 @@
+"""The windows of a haystack that a search finds for questions: the model's own search, or BM25 over the same windows.
+
+Shapes: Q questions, M question tokens, K windows, W tokens of a window, L tokens of a block, R search width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamba_ssm.book import Engine
+from mamba_ssm.book.engine import half_windows
+from mamba_ssm.esi.module import Question
+from mamba_ssm.esi.reader import PAD
+from mamba_ssm.esi.search import StreamingSearch
+from mamba_ssm.training.recall.haystack import Haystack
+
+
+@dataclass(frozen=True)
+class Found:
+    """Windows, best first: where they begin (Q, K; -1 where there is none), scores (Q, K), ids (Q, K, W)."""
+
+    starts: Tensor
+    scores: Tensor
+    ids: Tensor
+
+
+class Search(Protocol):
+    """The k best windows of each question. Every call reads the haystack again."""
+
+    def __call__(self, questions: Sequence[str], k: int) -> Found: ...
+
+
+def ask(engine: Engine, questions: Sequence[str]) -> Question:
+    rows = [torch.from_numpy(engine.tokenizer.encode(text).ids).long() for text in questions]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    return engine.searcher.ask(ids.to(engine.device))
+
+
+class ModelSearch:
+    """ESI's search over a stream of blocks, in memory that does not grow with the haystack."""
+
+    def __init__(self, engine: Engine, haystack: Haystack) -> None:
+        self.engine, self.haystack = engine, haystack
+
+    @torch.inference_mode()
+    def __call__(self, questions: Sequence[str], k: int) -> Found:
+        engine, config = self.engine, self.engine.config
+        search = StreamingSearch(ask(engine, questions).query, k, config.stride)
+        kept = torch.full((len(questions), k, config.window), PAD, device=engine.device)
+        before = np.full(config.warmup, PAD, dtype=np.int32)
+        for block in self.haystack.blocks(engine.block_tokens):
+            with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.device.type == "cuda"):
+                keys = engine.keys(block, before)
+            first = search.position > 0
+            source = search.push(keys.values(engine.device))
+            text = np.concatenate([before[len(before) - config.stride * first :], block])
+            text = np.pad(text, (0, half_windows(len(text), config.stride) - len(text)), constant_values=PAD)
+            new = engine.tokens(text).unfold(0, config.window, config.stride)[(source - k).clamp(min=0)]
+            old = kept.gather(1, source.clamp(max=k - 1)[..., None].expand(-1, -1, config.window))
+            kept = torch.where((source < k)[..., None], old, new)
+            before = np.concatenate([before, block])[-config.warmup :]
+        return Found(search.top.starts, search.top.scores, kept)
+
+
+class BM25Search:
+    """BM25 of English words without stop words, stemmed, over the model's windows; all are kept in memory.
+
+    The scores are the model's, of each window read alone: they are what its reader knows.
+    """
+
+    def __init__(self, engine: Engine, haystack: Haystack) -> None:
+        import bm25s
+
+        self.engine = engine
+        config = engine.config
+        self.text = np.concatenate(list(haystack.blocks(engine.block_tokens)))
+        self.text = np.pad(self.text, (0, config.window), constant_values=PAD)
+        self.starts = np.arange(0, max(haystack.length - config.stride, 1), config.stride)
+        self.index = bm25s.BM25()
+        windows = (engine.tokenizer.decode(self.text[i : i + config.window]) for i in self.starts)
+        self.index.index(_terms(windows), show_progress=False)
+
+    @torch.inference_mode()
+    def __call__(self, questions: Sequence[str], k: int) -> Found:
+        engine, config = self.engine, self.engine.config
+        found, _ = self.index.retrieve(_terms(questions), k=min(k, len(self.starts)), show_progress=False)
+        starts = self.starts[found.astype(np.int64)]
+        ids = engine.tokens(self.text[starts[..., None] + np.arange(config.window)])
+        scores = torch.cat([self._scores(question, row) for question, row in zip(questions, ids, strict=True)])
+        return Found(torch.from_numpy(starts).to(engine.device), scores, ids)
+
+    def _scores(self, question: str, windows: Tensor) -> Tensor:
+        """The model's score of windows (K, W) -> (1, K)."""
+        searcher, config = self.engine.searcher, self.engine.config
+        padded = torch.nn.functional.pad(windows, (config.warmup, config.block - config.window), value=PAD)
+        keys = searcher.segment_keys(padded)[:, : config.window]
+        query = ask(self.engine, [question]).query
+        matches = torch.einsum("qmr,kwr->qkmw", query.vectors, keys.float()).amax(-1)
+        return (matches * query.weights[:, None]).sum(-1)
+
+
+def _terms(texts: Sequence[str] | Iterator[str]) -> Any:
+    import bm25s
+    import Stemmer
+
+    return bm25s.tokenize(list(texts), stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
+
+
+SEARCHES: dict[str, type[ModelSearch | BM25Search]] = {"model": ModelSearch, "bm25": BM25Search}

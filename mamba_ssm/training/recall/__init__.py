@@ -1,0 +1,1 @@
+"""Seeded tasks that ask for what a long text says once: to train on, and to measure by (evals/recall)."""
