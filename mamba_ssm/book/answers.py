@@ -32,8 +32,8 @@ class Seconds:
 class Answer:
     """An answer with its evidence, the passages best first.
 
-    ``confidence`` is a probability, 0 to 1: of the span where the answer was copied from the book, else the geometric
-    mean over the generated tokens. ``start`` and ``end``: where the book says so, None where the answer was generated.
+    ``confidence``, 0 to 1: how often such an answer is right where it was copied from the book, else the geometric mean
+    probability of the generated tokens. ``start`` and ``end``: where the book says so; None where it was generated.
     """
 
     question: str
@@ -72,17 +72,19 @@ class Reply:
 
 @torch.inference_mode()
 def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int, limit: int) -> Reply:
-    """Copy the most probable span of at most ``limit`` tokens from the top_k windows."""
+    """Copy the most probable span of at most ``limit`` tokens from the top_k windows. The reader orders the evidence."""
     assert engine.model.esi is not None
-    evidence = [window.passage(score) for window, score in found]
-    windows = [window for window, _ in found[:top_k]]
-    if not windows:
-        return Reply("", 0.0, evidence)
+    if not found:
+        return Reply("", 0.0, [])
+    reader, windows = engine.model.esi.reader, [window for window, _ in found]
     ids = engine.tokens(np.stack([window.padded(engine.config.window) for window in windows]))
-    scores = torch.tensor([[score for _, score in found[:top_k]]], device=engine.device)
+    scores = torch.tensor([[score for _, score in found]], device=engine.device)
     memory = engine.searcher.read(question, ids[None], scores)
     assert memory is not None
-    spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
+    ranking = reader.ranking(memory)[0].tolist()
+    order = sorted(range(len(windows)), key=lambda i: -ranking[i])
+    evidence = [windows[i].passage(ranking[i]) for i in order]
+    spans, _ = reader.best_spans(memory.first(top_k), n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
     columns = (spans.window[0], spans.first[0], spans.last[0], spans.probability[0])
     places: dict[str, tuple[str, int, int]] = {}
     confidence: dict[str, float] = {}
@@ -97,7 +99,7 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
     if best is None:
         return Reply("", 0.0, evidence)
     text, start, end = places[best]
-    return Reply(text, min(confidence[best], 1.0), evidence, start, end)
+    return Reply(text, float(reader.confidence(torch.tensor(confidence[best]))), evidence, start, end)
 
 
 def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, limit: int) -> Reply:

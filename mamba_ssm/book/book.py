@@ -116,7 +116,7 @@ class Book:
         engine = self.engine
         embedded = [engine.question(question) for question in questions]
         trained = engine.model.esi is not None
-        k = max(top_k, passages) if trained else max(RERANKED * top_k, passages)
+        k = max(top_k, passages, engine.config.n_ranked if trained else RERANKED * top_k)
         finder = Finder([question.query for question in embedded], k, engine.config)
         searched = 0.0
         for block, keys in self._source.blocks(report):

@@ -24,7 +24,7 @@ GROUP = 16  # questions scored together: their token scores of a block take some
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage that was found: ``text`` is characters start:end of the book's text. ``score`` is the search's, S_c."""
+    """A passage that was found: ``text`` is characters start:end of the book's text. Best is the highest ``score``."""
 
     text: str
     start: int

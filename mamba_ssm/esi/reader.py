@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAD = 0
 MAX_ANSWER = 24
+SEARCH_SHARE = 0.8  # of the search's score in what windows are ranked by; chosen on the development articles
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Memory:
     ids: Tensor
     states: Tensor
     scores: Tensor
+
+    def first(self, k: int) -> Memory:
+        """The first k windows alone."""
+        return Memory(self.ids[:, :k], self.states[:, :k], self.scores[:, :k])
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class WindowReader(nn.Module):
     """Contextual states of retrieved windows given the question, and the logits of an answer's first and last token."""
 
     N_FEATURES = 4
+    calibration: Tensor
 
     def __init__(self, d_model: int, config: ESIConfig) -> None:
         super().__init__()
@@ -80,6 +86,7 @@ class WindowReader(nn.Module):
         self.span = nn.Linear(config.d_read, 2)
         self.score_weight = nn.Parameter(torch.tensor([0.3, 0.3]))
         self.no_answer = nn.Parameter(torch.zeros(2))
+        self.register_buffer("calibration", torch.tensor([0.0, 1.0]))
 
     def forward(self, question: Question, windows: Tensor, window_ids: Tensor, keys: Tensor, scores: Tensor) -> Memory:
         """windows (B, K, W, D) of window_ids (B, K, W), their keys (B, K, W, R) and scores (B, K) -> Memory."""
@@ -116,6 +123,16 @@ class WindowReader(nn.Module):
         empty = self.no_answer.expand(len(logits), 1, 2).float()
         first, last = torch.cat([logits.flatten(1, 2), empty], 1).unbind(-1)
         return first, last
+
+    def ranking(self, memory: Memory) -> Tensor:
+        """What windows are ranked by, (B, K): the logits of the best places to begin and end in each, and its score."""
+        first, last = (logits[:, :-1].view(memory.ids.shape).amax(-1) for logits in self.span_logits(memory))
+        return (first + last) / 2 + SEARCH_SHARE * memory.scores
+
+    def confidence(self, probability: Tensor) -> Tensor:
+        """How often an answer of this probability is right (Platt 1999); scripts/calibrate.py fits the two numbers."""
+        offset, slope = self.calibration
+        return torch.sigmoid(offset + slope * probability.logit(eps=1e-6))
 
     def best_spans(self, memory: Memory, n: int = 1, max_tokens: int = MAX_ANSWER) -> tuple[Spans, Tensor]:
         """The n most probable spans, each inside one window, and the probability (B,) that none is an answer."""

@@ -42,6 +42,34 @@ def all_spans(model: MambaLMHeadModel, memory: Memory, row: int, longest: int) -
     }
 
 
+class TestRanking:
+    def test_is_the_best_places_of_a_window_and_its_score(self, model: MambaLMHeadModel, memory: Memory) -> None:
+        first, last = model.esi.reader.span_logits(memory)
+        ranking = model.esi.reader.ranking(memory)
+        for row in range(2):
+            for k in range(K):
+                places = slice(k * W, (k + 1) * W)
+                best = (max(first[row, places].tolist()) + max(last[row, places].tolist())) / 2
+                assert ranking[row, k].item() == pytest.approx(best + 0.8 * memory.scores[row, k].item(), rel=1e-5)
+        assert ranking[1, 1] == -INF  # where there is no window
+
+    def test_the_first_windows_alone_are_read_as_if_there_were_no_others(self, model: MambaLMHeadModel) -> None:
+        windows, scores = tokens(2, K, W), torch.tensor([[9.0, 7.0, 2.0], [8.0, 3.0, 1.0]])
+        part, alone = read(model, windows, scores).first(2), read(model, windows[:, :2], scores[:, :2])
+        torch.testing.assert_close(part.states, alone.states)
+        assert torch.equal(part.ids, alone.ids)
+        assert torch.equal(part.scores, alone.scores)
+
+
+def test_confidence_is_the_probability_until_it_is_calibrated(model: MambaLMHeadModel) -> None:
+    p = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
+    reader = model.esi.reader
+    torch.testing.assert_close(reader.confidence(p), p, atol=1e-5, rtol=0)
+    reader.calibration.copy_(torch.tensor([0.8, 0.9]))
+    odds = (p / (1 - p)).clamp(1e-6, 1e6) ** 0.9 * math.exp(0.8)
+    torch.testing.assert_close(reader.confidence(p), odds / (1 + odds), atol=1e-5, rtol=0)
+
+
 class TestSpans:
     @pytest.mark.parametrize("longest", [1, 3, 24])
     def test_the_best_are_those_of_all(self, model: MambaLMHeadModel, memory: Memory, longest: int) -> None:
