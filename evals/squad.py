@@ -29,11 +29,12 @@ from common import RESULTS, ROOT, mean, options, provenance, ratio, share, show,
 
 import mamba_ssm
 from mamba_ssm.book import Answer, Engine
-from mamba_ssm.training.metrics import best_of, exact_match, f1
+from mamba_ssm.training.metrics import best_of, calibration_error, exact_match, f1, risk_at_coverage
 from mamba_ssm.training.squad import PARAGRAPH_BREAK, Article, article_text, development_titles, load_squad
 
 KS = (1, 8, 32)
 PLAIN_TOKENS = 16
+COVERAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 BM25_WORDS, BM25_STRIDE = 48, 24
 TARGETS = {  # of SQuAD's development set: recall@8, exact match, F1, F1 over F1 without ESI
     "one article": (0.92, 0.40, 0.50, 3.0),
@@ -163,6 +164,12 @@ def summary(records: Sequence[dict[str, Any]], targets: Sequence[float | None]) 
     result["recall"] = recalls([r["rank"] for r in records], recall_target)
     result["exact_match"] = share([r["em"] for r in records], em_target)
     result["f1"] = mean([r["f1"] for r in records], f1_target)
+    sure, right = [r["confidence"] for r in records], [r["em"] for r in records]
+    result["confidence"] = {
+        "mean": sum(sure) / len(sure),
+        "calibration_error": calibration_error(sure, right),
+        "risk_at_coverage": {str(c): risk_at_coverage(sure, right, c) for c in COVERAGES},
+    }
     if "plain" in records[0]:
         result["no_esi_exact_match"] = share([r["plain"]["em"] for r in records])
         result["no_esi_f1"] = mean([r["plain"]["f1"] for r in records])
@@ -216,7 +223,9 @@ def main() -> int:
             "hit": "one of the first k passages contains a gold answer of the right paragraph",
             "passage_tokens": engine.config.window,
             "windows_read": engine.config.top_k,
+            "windows_ranked": max(KS),
             "no_esi": f"reads the whole book, then <|question|> question <|answer|>; greedy, {PLAIN_TOKENS} tokens",
+            "confidence": "against exact match: calibration error over ten bins of as many answers",
             "bm25": f"windows of {BM25_WORDS} words, stride {BM25_STRIDE}",
             "intervals": "Wilson for proportions; bootstrap over questions, 10,000 resamples, for F1 and its ratio",
         },

@@ -72,7 +72,7 @@ class Reply:
 
 @torch.inference_mode()
 def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int, limit: int) -> Reply:
-    """Copy the most probable span of at most ``limit`` tokens from the top_k windows. The reader orders the evidence."""
+    """Copy the most probable span of at most ``limit`` tokens from the top_k windows; the reader orders them all."""
     assert engine.model.esi is not None
     if not found:
         return Reply("", 0.0, [])

@@ -7,6 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -41,3 +42,21 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error (Naeini et al. 2015) over bins of as many answers each, 0 to 1.
+
+    The mean over bins of how far the mean confidence is from the share that is right.
+    """
+    pairs = sorted(zip(confidence, right, strict=True))
+    cuts = [len(pairs) * i // bins for i in range(bins + 1)]
+    gaps = [abs(sum(c - r for c, r in pairs[a:b])) for a, b in pairwise(cuts)]
+    return sum(gaps) / len(pairs)
+
+
+def risk_at_coverage(confidence: Sequence[float], right: Sequence[float], coverage: float) -> float:
+    """The share of wrong answers among the most confident ``coverage`` of all (El-Yaniv & Wiener 2010)."""
+    ranked = [r for _, r in sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])]
+    kept = ranked[: max(1, round(coverage * len(ranked)))]
+    return 1 - sum(kept) / len(kept)

@@ -2,7 +2,15 @@
 
 import pytest
 
-from mamba_ssm.training.metrics import best_of, exact_match, f1, normalise, wilson
+from mamba_ssm.training.metrics import (
+    best_of,
+    calibration_error,
+    exact_match,
+    f1,
+    normalise,
+    risk_at_coverage,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +73,16 @@ def test_wilsons_interval(successes: int, n: int, low: float, high: float) -> No
 
 def test_without_trials_nothing_is_known() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_calibration_error_is_how_far_confidence_is_from_the_share_that_is_right() -> None:
+    assert calibration_error([0.5] * 4, [1, 0, 1, 0], bins=1) == 0
+    assert calibration_error([0.9] * 10, [1] * 6 + [0] * 4, bins=1) == pytest.approx(0.3)
+    # Two bins, by confidence and not by order: one 0.2 too sure, one 0.1 not sure enough.
+    assert calibration_error([0.9, 0.2, 0.9, 0.2], [1, 0.4, 0.4, 0.2], bins=2) == pytest.approx(0.15)
+
+
+def test_risk_is_of_the_most_confident() -> None:
+    confidence, right = [0.1, 0.9, 0.5, 0.7], [0, 1, 1, 0]
+    risks = [risk_at_coverage(confidence, right, c) for c in (0.25, 0.5, 0.75, 1.0)]
+    assert risks == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
