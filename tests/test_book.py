@@ -1,6 +1,7 @@
 """Reading books and asking them, from Python."""
 
 import contextlib
+import copy
 import gc
 import io
 import json
@@ -19,6 +20,7 @@ from mamba_ssm.book.blocks import text_blocks
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.source import FileSource
 from mamba_ssm.errors import BookError, CheckpointError, QuestionError
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text import Piece
 
 QUESTION = "Who planted 42 trees near Zürich in chapter 6?"
@@ -216,6 +218,19 @@ def test_no_file_is_left_behind(engine, book_path, tmp_path, monkeypatch):
 def test_another_model_cannot_use_the_keys(saved, other_model):
     with pytest.raises(BookError, match="another model"):
         mamba_ssm.load_book(saved, other_model)
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "opens"), [("n_ranked", 12, True), ("top_k", 5, True), ("warmup", 96, False)]
+)
+def test_only_what_keys_depend_on_makes_another_model(engine, saved, size, value, opens):
+    config = copy.deepcopy(engine.model.config)
+    config.esi = {**config.esi, size: value}
+    model = MambaLMHeadModel(config)
+    model.load_state_dict(engine.model.state_dict())
+    other = Engine(model, engine.tokenizer, "other")
+    with contextlib.nullcontext() if opens else pytest.raises(BookError, match="another model"):
+        mamba_ssm.load_book(saved, other)
 
 
 def rewritten(saved, changes):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "weights" / "default"
 NEOX = "EleutherAI/gpt-neox-20b"  # the tokenizer of the published checkpoints, which carry none
 NEOX_VOCABULARY = (50277, 50280)
 MAX_QUESTION = 512
+KEYS_DEPEND_ON = ("n_enc", "d_search", "segment", "warmup", "window")  # of the sizes in ESIConfig
 SEGMENTS = {"cpu": 32}  # of a block: enough to keep the cores busy, few enough to need little memory
 SEGMENTS_ELSEWHERE = 256
 
@@ -110,7 +111,8 @@ class Engine:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all that keys depend on: keys of one model mean nothing to another."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        sizes = {name: getattr(self.config, name) for name in KEYS_DEPEND_ON}
+        digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
         wanted: tuple[str, ...] = ("backbone.embedding.",)
         if self.model.esi is not None:
             wanted += ("esi.search.", *(f"backbone.layers.{i}." for i in range(self.config.n_enc)))
