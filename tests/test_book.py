@@ -19,6 +19,7 @@ from mamba_ssm.book import Engine, open_book
 from mamba_ssm.book.blocks import text_blocks
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.source import FileSource
+from mamba_ssm.cli.output import show
 from mamba_ssm.errors import BookError, CheckpointError, QuestionError
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text import Piece
@@ -213,6 +214,21 @@ def test_no_file_is_left_behind(engine, book_path, tmp_path, monkeypatch):
         mamba_ssm.read(damaged, engine, progress=False)
     assert sorted(os.listdir(tmp_path)) == ["a.esi", "damaged.txt", "tmp"]
     assert os.listdir(temporary) == []
+
+
+def test_an_answer_says_whether_the_book_seems_to_tell(engine, saved, capsys):
+    book, reader = mamba_ssm.load_book(saved, engine), engine.model.esi.reader
+    answer = book.ask(QUESTION)
+    before = reader.least_score.clone()
+    try:
+        for least, told in ((answer.evidence[0].score - 0.01, True), (answer.evidence[0].score + 0.01, False)):
+            reader.least_score.fill_(least)
+            again = book.ask(QUESTION)
+            assert (again.told, again.text) == (told, answer.text)
+            show(again)
+            assert ("does not seem to tell" in " ".join(capsys.readouterr().out.split())) is not told
+    finally:
+        reader.least_score.copy_(before)
 
 
 def test_another_model_cannot_use_the_keys(saved, other_model):

@@ -32,6 +32,7 @@ class Seconds:
 class Answer:
     """An answer with its evidence, the passages best first.
 
+    ``told``: False where no passage fits the question as those do that hold an answer, so that the book may not tell.
     ``confidence``, 0 to 1: how often such an answer is right where it was copied from the book, else the geometric mean
     probability of the generated tokens. ``start`` and ``end``: where the book says so; None where it was generated.
     """
@@ -45,6 +46,7 @@ class Answer:
     model: str
     book: BookInfo
     seconds: Seconds
+    told: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``mamba-esi ask --json`` prints."""
@@ -68,6 +70,7 @@ class Reply:
     evidence: list[Passage]
     start: int | None = None
     end: int | None = None
+    told: bool = True
 
 
 @torch.inference_mode()
@@ -75,13 +78,14 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
     """Copy the most probable span of at most ``limit`` tokens from the top_k windows; the reader orders them all."""
     assert engine.model.esi is not None
     if not found:
-        return Reply("", 0.0, [])
+        return Reply("", 0.0, [], told=False)
     reader, windows = engine.model.esi.reader, [window for window, _ in found]
     ids = engine.tokens(np.stack([window.padded(engine.config.window) for window in windows]))
     scores = torch.tensor([[score for _, score in found]], device=engine.device)
     memory = engine.searcher.read(question, ids[None], scores)
     assert memory is not None
-    ranking = reader.ranking(memory)[0].tolist()
+    ranked = reader.ranking(memory)[0]
+    ranking, told = ranked.tolist(), reader.tells(ranked)
     order = sorted(range(len(windows)), key=lambda i: -ranking[i])
     evidence = [windows[i].passage(ranking[i]) for i in order]
     spans, _ = reader.best_spans(memory.first(top_k), n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
@@ -97,9 +101,9 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
         confidence[said] = confidence.get(said, 0.0) + probability
     best = max(confidence, key=lambda said: (bool(said), confidence[said]), default=None)
     if best is None:
-        return Reply("", 0.0, evidence)
+        return Reply("", 0.0, evidence, told=told)
     text, start, end = places[best]
-    return Reply(text, float(reader.confidence(torch.tensor(confidence[best]))), evidence, start, end)
+    return Reply(text, float(reader.confidence(torch.tensor(confidence[best]))), evidence, start, end, told)
 
 
 def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, limit: int) -> Reply:

@@ -107,6 +107,7 @@ class Book:
                 self.engine.name,
                 self.info,
                 seconds,
+                reply.told,
             )
 
     def _search(

@@ -34,7 +34,8 @@ def show(answer: Answer) -> None:
     console = Console(highlight=False, soft_wrap=False)
     console.print(Text(_one_line(answer.question), style="dim"))
     said = Text(_one_line(answer.text) or "(no answer)", style="bold")
-    console.print(said, Text(f"(confidence {answer.confidence:.0%})", style="dim"))
+    doubt = "" if answer.told else "; the book does not seem to tell"
+    console.print(said, Text(f"(confidence {answer.confidence:.0%}{doubt})", style="dim"))
     words = {word for word in _WORD.findall(answer.question.casefold()) if len(word) >= _FEW} - _GRAMMAR
     for number, passage in enumerate(answer.evidence, 1):
         place = [f"p. {passage.page}"] if passage.page is not None else []

@@ -5,6 +5,7 @@ Shapes: B batch, K windows, W tokens of a window, M question tokens, D model wid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,7 @@ class WindowReader(nn.Module):
 
     N_FEATURES = 4
     calibration: Tensor
+    least_score: Tensor
 
     def __init__(self, d_model: int, config: ESIConfig) -> None:
         super().__init__()
@@ -87,6 +89,7 @@ class WindowReader(nn.Module):
         self.score_weight = nn.Parameter(torch.tensor([0.3, 0.3]))
         self.no_answer = nn.Parameter(torch.zeros(2))
         self.register_buffer("calibration", torch.tensor([0.0, 1.0]))
+        self.register_buffer("least_score", torch.tensor(-math.inf))
 
     def forward(self, question: Question, windows: Tensor, window_ids: Tensor, keys: Tensor, scores: Tensor) -> Memory:
         """windows (B, K, W, D) of window_ids (B, K, W), their keys (B, K, W, R) and scores (B, K) -> Memory."""
@@ -128,6 +131,13 @@ class WindowReader(nn.Module):
         """What windows are ranked by, (B, K): the logits of the best places to begin and end in each, and its score."""
         first, last = (logits[:, :-1].view(memory.ids.shape).amax(-1) for logits in self.span_logits(memory))
         return (first + last) / 2 + SEARCH_SHARE * memory.scores
+
+    def tells(self, ranking: Tensor) -> bool:
+        """Whether the best of a question's windows, ranked (K,), fits it as those do that hold an answer.
+
+        ``least_score`` is below 95% of them; scripts/calibrate.py sets it.
+        """
+        return bool(ranking.amax() >= self.least_score)
 
     def confidence(self, probability: Tensor) -> Tensor:
         """How often an answer of this probability is right (Platt 1999); scripts/calibrate.py fits the two numbers."""

@@ -70,6 +70,14 @@ def test_confidence_is_the_probability_until_it_is_calibrated(model: MambaLMHead
     torch.testing.assert_close(reader.confidence(p), odds / (1 + odds), atol=1e-5, rtol=0)
 
 
+def test_a_text_tells_where_its_best_window_reaches_the_least_score(model: MambaLMHeadModel) -> None:
+    reader = model.esi.reader
+    assert reader.tells(torch.tensor([-INF, -1e9]))  # until it is calibrated
+    reader.least_score.fill_(3.0)
+    assert reader.tells(torch.tensor([1.0, 3.0, -INF]))
+    assert not reader.tells(torch.tensor([1.0, 2.9]))
+
+
 class TestSpans:
     @pytest.mark.parametrize("longest", [1, 3, 24])
     def test_the_best_are_those_of_all(self, model: MambaLMHeadModel, memory: Memory, longest: int) -> None:
