@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import compiler
-from mamba_ssm.ops.cuda.layout import pointer
+from mamba_ssm.ops.cuda.layout import Plan, pointer
 from mamba_ssm.ops.steps import MOST_PLANS, Kind, check_convolution, kind, without_numbers
 
 THREADS = 64
@@ -33,14 +31,8 @@ def causal_conv1d_update(
     return out
 
 
-class _Plan(NamedTuple):
-    launch: Callable[..., None]
-    blocks: int
-    numbers: tuple[int, ...]  # of the kernel's parameters, those that follow the addresses
-
-
 @lru_cache(MOST_PLANS)
-def _plan(x_kind: Kind, state_kind: Kind, weight_kind: Kind, bias_kind: Kind | None, activation: str | None) -> _Plan:
+def _plan(x_kind: Kind, state_kind: Kind, weight_kind: Kind, bias_kind: Kind | None, activation: str | None) -> Plan:
     x, state, weight, bias = without_numbers((x_kind, state_kind, weight_kind, bias_kind))
     assert x is not None
     assert state is not None
@@ -63,4 +55,4 @@ def _plan(x_kind: Kind, state_kind: Kind, weight_kind: Kind, bias_kind: Kind | N
     x_strides = x.stride() if x.dim() == 3 else (*x.stride(), 0)
     bias_strides = (0,) if bias is None else bias.stride()
     numbers = dim, length, *x_strides, *state.stride(), *weight.stride(), *bias_strides
-    return _Plan(launch, batch * -(-dim // THREADS) if length else 0, numbers)
+    return Plan(launch, batch * -(-dim // THREADS) if length else 0, numbers)

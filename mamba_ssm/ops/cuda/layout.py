@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """A compiled kernel and how it is launched: so many blocks, and the parameters that follow the addresses."""
+
+    launch: Callable[..., None]
+    blocks: int
+    numbers: tuple[int, ...]
 
 
 class Signature(NamedTuple):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mamba_ssm.ops.cuda import compiler
-from mamba_ssm.ops.cuda.layout import Signature, strides
+from mamba_ssm.ops.cuda.layout import Plan, Signature, strides
 from mamba_ssm.ops.steps import MOST_PLANS, Kind, by_heads, kind, without_numbers
 
 THREADS = 64
@@ -42,14 +40,8 @@ def selective_state_update(
     return out
 
 
-class _Plan(NamedTuple):
-    launch: Callable[..., None]
-    blocks: int
-    numbers: tuple[int, ...]  # of the kernel's parameters, those that follow the addresses
-
-
 @lru_cache(MOST_PLANS)
-def _plan(kinds: tuple[Kind | None, ...], misaligned: tuple[int, ...], softplus: bool) -> _Plan:
+def _plan(kinds: tuple[Kind | None, ...], misaligned: tuple[int, ...], softplus: bool) -> Plan:
     state, x, dt, A, B, C, D, z, bias = by_heads(*without_numbers(kinds))  # type: ignore[arg-type]
     batch, heads, dim, states = state.shape
     lanes = min(32, 1 << max(0, -(-states // 4) - 1).bit_length())
@@ -84,4 +76,4 @@ def _plan(kinds: tuple[Kind | None, ...], misaligned: tuple[int, ...], softplus:
         *strides(z),
         *((0, 0) if bias is None else bias.stride()),
     )
-    return _Plan(launch, batch * heads * -(-dim // (THREADS // lanes)), numbers)
+    return Plan(launch, batch * heads * -(-dim // (THREADS // lanes)), numbers)
