@@ -65,7 +65,7 @@ class ESIMixin:
         hidden, residual = self.backbone.forward_layers(
             hidden + torch.cat(added, 1).to(hidden.dtype), residual, start=n_enc, **kwargs
         )
-        hidden = self.backbone.final_norm(hidden, residual)[:, -num_last_tokens:]
+        hidden = self.backbone.final_norm(hidden, residual, num_last_tokens)
         # One product for all positions: run by run it would round otherwise than without a question.
         logits = self.lm_head(hidden)
         skipped = input_ids.shape[1] - hidden.shape[1]

@@ -21,7 +21,7 @@ from mamba_ssm.esi.module import ESI
 from mamba_ssm.models import checkpoint, planned_steps
 from mamba_ssm.models import states as states_file
 from mamba_ssm.models.config_mamba import MambaConfig
-from mamba_ssm.modules.block import Block, add_norm
+from mamba_ssm.modules.block import Block, add_norm, is_hooked
 from mamba_ssm.modules.int8_linear import Int8Linear
 from mamba_ssm.modules.mamba_simple import Mamba, MambaState, sequence_index
 from mamba_ssm.ops.layer_norm import RMSNorm
@@ -184,8 +184,7 @@ class MixerModel(nn.Module):
             new_states=new_states,
             **mixer_kwargs,
         )
-        last = slice(-num_last_tokens, None)
-        hidden_states = self.final_norm(hidden_states[:, last], None if residual is None else residual[:, last])
+        hidden_states = self.final_norm(hidden_states, residual, num_last_tokens)
         return hidden_states if new_states is None else (hidden_states, new_states)
 
     def _in_parts(self, input_ids: Tensor, span: int, params: InferenceParams | None, num_last_tokens: int) -> Tensor:
@@ -197,10 +196,9 @@ class MixerModel(nn.Module):
         try:
             for part in input_ids.split(span, dim=1):
                 hidden_states, residual = self.forward_layers(self.embedding(part), inference_params=params)
-                last = slice(-num_last_tokens, None)
-                kept.append(self.final_norm(hidden_states[:, last], None if residual is None else residual[:, last]))
+                kept.append(self.final_norm(hidden_states, residual, num_last_tokens))
                 if num_last_tokens:
-                    kept = [torch.cat(kept, dim=1)[:, last]]
+                    kept = [torch.cat(kept, dim=1)[:, -num_last_tokens:]]
                 params.seqlen_offset += part.shape[1]
         finally:
             params.seqlen_offset = before  # the caller counts
@@ -248,8 +246,10 @@ class MixerModel(nn.Module):
                 new_states += after
         return hidden_states, residual
 
-    def final_norm(self, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
-        """The last addition and norm: what the head reads."""
+    def final_norm(self, hidden_states: Tensor, residual: Tensor | None, num_last_tokens: int = 0) -> Tensor:
+        """The last addition and norm, of the last positions alone if that is not 0: what the head reads."""
+        last = slice(-num_last_tokens, None)
+        hidden_states, residual = hidden_states[:, last], None if residual is None else residual[:, last]
         fused, in_fp32 = self.fused_add_norm, self.residual_in_fp32
         return add_norm(self.norm_f, hidden_states, residual, fused=fused, residual_in_fp32=in_fp32)[0]
 
@@ -354,7 +354,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         head: Any = self.lm_head
         rows = hidden_states.numel() // hidden_states.shape[-1]
         here = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        plain = type(head) in (nn.Linear, Int8Linear) and not head._forward_hooks and not head._forward_pre_hooks
+        plain = type(head) in (nn.Linear, Int8Linear) and not is_hooked(head)
         # For more rows, PyTorch's product is as fast, or faster.
         if here and plain and rows == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             logits = linear(hidden_states.flatten(0, 1), head.weight, getattr(head, "scale", None))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mamba_ssm.modules.block import Block, continues_by_one
+from mamba_ssm.modules.block import Block, continues_by_one, is_hooked
 from mamba_ssm.modules.int8_linear import Int8Linear
 from mamba_ssm.ops.layer_norm import RMSNorm
 
@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 class PlannedSteps:
     """The fused step of some layers, and all that it was made from: weights, states, and the absence of hooks."""
 
-    def __init__(self, layers: Sequence[Any], params: InferenceParams, rows: int) -> None:
+    def __init__(self, layers: dict[str, Any], all_layers: nn.ModuleList, params: InferenceParams, rows: int) -> None:
+        """layers: some of all_layers, by their names there."""
         from mamba_ssm.ops.cpu.block_step import Steps
 
-        first, blocks = layers[0], []
+        first, blocks = next(iter(layers.values())), []
         self.owners: list[tuple[Any, Any, Any]] = []
         self.hooks: list[Any] = []
-        for layer in layers:
+        for name, layer in layers.items():
+            self.owners.append((all_layers._modules, name, layer))
             blocks.append(_tensors(layer, params, rows))
             modules = (layer, *layer.modules_of_a_step())
             self.hooks += [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
             for module in (*modules, layer.mixer.conv1d, layer.mixer.dt_proj):
                 for table in (module._parameters, module._buffers, module._modules):
-                    self.owners += [(table, name, kept) for name, kept in table.items() if kept is not None]
+                    self.owners += [(table, key, kept) for key, kept in table.items() if kept is not None]
             index = layer.mixer.layer_idx
             self.owners.append((params.key_value_memory_dict, index, params.key_value_memory_dict[index]))
         tensors = [m for block in blocks for m in block.values() if m is not None]
@@ -67,14 +69,13 @@ def step(
     if not continues_by_one(hidden_states, params, mixer_kwargs, ("cpu",)):
         return None
     rows = hidden_states.shape[0]
-    key = (start, stop, rows, params.batch_size_offset, hidden_states.dtype)
+    key = (start, stop, rows, params.batch_size_offset)
     plan = params.planned_steps.get(key)
     if plan is None or not plan.still_holds():
-        chosen: list[Any] = list(layers)[start:stop]
-        if not _alike(chosen):
+        chosen: dict[str, Any] = dict(list(layers._modules.items())[start:stop])
+        if not _alike(list(chosen.values())):
             return None
-        plan = params.planned_steps[key] = PlannedSteps(chosen, params, rows)
-        plan.owners += [(layers._modules, name, layer) for name, layer in layers._modules.items() if layer in chosen]
+        plan = params.planned_steps[key] = PlannedSteps(chosen, layers, params, rows)
     out, stream = plan.steps(hidden_states.squeeze(1), None if residual is None else residual.squeeze(1))
     return out.unsqueeze(1), stream.unsqueeze(1)
 
@@ -82,8 +83,7 @@ def step(
 def _alike(layers: Sequence[Any]) -> bool:
     """Whether all are blocks that can be fused, of one size and one kind of norm."""
     if not layers or not all(
-        type(m) is Block and not m._forward_hooks and not m._forward_pre_hooks and m.is_fusable(nn.Linear, Int8Linear)
-        for m in layers
+        type(m) is Block and not is_hooked(m) and m.is_fusable(nn.Linear, Int8Linear) for m in layers
     ):
         return False
     kinds = {

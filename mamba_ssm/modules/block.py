@@ -37,6 +37,11 @@ def continues_by_one(
     )
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward()."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def add_norm(
     norm: nn.Module, hidden_states: Tensor, residual: Tensor | None, *, fused: bool, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
@@ -129,7 +134,7 @@ class Block(nn.Module):
             and type(mixer) is Mamba
             and all(type(m) in linears for m in (mixer.in_proj, mixer.out_proj))
             and type(mixer.x_proj) is nn.Linear
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules_of_a_step())
+            and not any(map(is_hooked, self.modules_of_a_step()))
         )
 
     def modules_of_a_step(self) -> tuple[nn.Module, ...]:

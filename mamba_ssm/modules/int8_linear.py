@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_ssm.ops.reference.linear import dequantise
+
 LARGEST = 127
 
 
@@ -27,4 +29,4 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O), in x's dtype."""
-        return F.linear(x, (self.weight * self.scale.unsqueeze(1)).to(x.dtype), self.bias)
+        return F.linear(x, dequantise(self.weight, self.scale, x.dtype), self.bias)
