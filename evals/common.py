@@ -8,7 +8,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 
 import mamba_ssm
-from mamba_ssm.book import Engine
+from mamba_ssm.book import Book, Engine
 from mamba_ssm.book.engine import DEFAULT_MODEL
 from mamba_ssm.training.metrics import wilson
 
@@ -37,6 +39,16 @@ def options(description: str, n: int) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where to write the result; by default a file in evals/results")
     return parser
+
+
+@contextmanager
+def book_of(engine: Engine, text: str) -> Iterator[Book]:
+    """A text as a .txt that was read through the public path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "book.txt"
+        path.write_text(text, encoding="utf-8", newline="\n")
+        with mamba_ssm.read(path, model=engine, progress=False) as book:
+            yield book
 
 
 def figure(value: float | None, interval: Sequence[float] | None, target: float | None = None) -> dict[str, Any]:

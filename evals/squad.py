@@ -18,16 +18,14 @@ import argparse
 import json
 import random
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, mean, options, provenance, ratio, share, show, write
+from common import RESULTS, ROOT, book_of, mean, options, provenance, ratio, share, show, write
 
-import mamba_ssm
 from mamba_ssm.book import Answer, Engine
 from mamba_ssm.training.metrics import best_of, calibration_error, exact_match, f1, risk_at_coverage
 from mamba_ssm.training.squad import PARAGRAPH_BREAK, Article, article_text, development_titles, load_squad
@@ -117,12 +115,9 @@ def ask_book(
     """Ask one book all its questions, whose articles begin at ``offsets`` in it. One record a question."""
     questions = [question.text for question in asked]
     moved = [question.moved(offset) for question, offset in zip(asked, offsets, strict=True)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "book.txt"
-        path.write_text(text, encoding="utf-8", newline="\n")
-        with mamba_ssm.read(path, model=engine, progress=False) as book:
-            answers = book.ask_all(questions, passages=max(KS))
-            without = book.ask_all(questions, esi=False, max_new_tokens=PLAIN_TOKENS) if plain else []
+    with book_of(engine, text) as book:
+        answers = book.ask_all(questions, passages=max(KS))
+        without = book.ask_all(questions, esi=False, max_new_tokens=PLAIN_TOKENS) if plain else []
     records = [record(*row, text) for row in zip(asked, moved, answers, strict=True)]
     for row, question, answer in zip(records, asked, without, strict=False):
         row["plain"] = {"answer": answer.text, **quality(answer.text, question)}

@@ -15,16 +15,14 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from common import RESULTS, ROOT, options, provenance, show, write
+from common import RESULTS, ROOT, book_of, options, provenance, show, write
 from selectolax.lexbor import LexborHTMLParser
 from squad import KS, Hit, Span, bm25, first_hit, recalls
 
-import mamba_ssm
 from mamba_ssm.book import Engine
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -89,11 +87,8 @@ def python_faq(folder: Path) -> Textbook:
 
 def ask(engine: Engine, book: Textbook) -> list[int | None]:
     """The rank of the first hit of each question."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "book.txt"
-        path.write_text(book.text, encoding="utf-8", newline="\n")
-        with mamba_ssm.read(path, model=engine, progress=False) as opened:
-            answers = opened.ask_all(book.questions, passages=max(KS))
+    with book_of(engine, book.text) as opened:
+        answers = opened.ask_all(book.questions, passages=max(KS))
     found = [[(passage.start, passage.end) for passage in answer.evidence] for answer in answers]
     return [book.hit(spans, gold) for spans, gold in zip(found, book.gold, strict=True)]
 

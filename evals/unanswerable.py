@@ -10,16 +10,14 @@ Fetch the data with `python scripts/fetch_data.py`. Writes evals/results/unanswe
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, ROOT, options, provenance, write
+from common import RESULTS, ROOT, book_of, options, provenance, write
 from squad import Asked, load_split, quality, questions_of
 
-import mamba_ssm
 from mamba_ssm.book import Engine
 from mamba_ssm.training.squad import article_text
 
@@ -31,11 +29,8 @@ def ask(engine: Engine, text: str, asked: Sequence[Asked]) -> list[tuple[float, 
     """Confidence, the best passage's score and exact match for each question."""
     if not asked:
         return []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "book.txt"
-        path.write_text(text, encoding="utf-8", newline="\n")
-        with mamba_ssm.read(path, model=engine, progress=False) as book:
-            answers = book.ask_all([question.text for question in asked])
+    with book_of(engine, text) as book:
+        answers = book.ask_all([question.text for question in asked])
     return [
         (answer.confidence, answer.evidence[0].score, quality(answer.text, question)["em"])
         for answer, question in zip(answers, asked, strict=True)
