@@ -19,11 +19,9 @@ from safetensors.torch import load_file
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
+from mamba_ssm.training.esi_training import READ, SEARCH_RATE, Recipe, train_esi
 from mamba_ssm.training.evaluate import absolute_gold, answer_quality, mine, recall
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.loop import train
-from mamba_ssm.training.reading import answer_loss, answer_sequences, plain_sequences, read_batches, span_loss
-from mamba_ssm.training.retrieval import search_batches, search_loss
 
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
 GEOMETRY = {"d_model": 256, "n_layer": 6, "vocab_size": 32768, "ssm_cfg": {"d_state": 8}}
@@ -33,10 +31,6 @@ TABLE_SCALE = (
 )
 TABLE_RATE, ENCODER_RATE = 0.1, 0.5  # shares of the learning rate
 SPECIAL = 8  # ids without text
-SHELF = 40  # articles in the larger of the two kinds of book that the reader sees
-MINED, READ = 24, 8  # windows found for each question, and windows read of them
-LANGUAGE_WEIGHT = 0.3
-PLAIN_ROWS = 16
 DEVELOPMENT_QUESTIONS = 2000
 
 
@@ -71,14 +65,12 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
     device = torch.device(args.device)
     half = {"device_type": device.type, "dtype": torch.bfloat16, "enabled": device.type == "cuda"}
     args.out.mkdir(parents=True, exist_ok=True)
     training, development = Examples.load(args.data / "train.safetensors"), Examples.load(args.data / "dev.safetensors")
     tokenizer = Tokenizer.from_folder(TOKENIZER)
     model = build(args.data).to(device)
-    searching = search_batches(training, args.articles, args.crop, 256, rng, word_dropout=0.1, device=device)
 
     with (args.out / "log.txt").open("w") as log_file:
 
@@ -101,41 +93,21 @@ def main() -> None:
                         line[f"EM/F1, {articles} articles"] = [round(q, 4) for q in quality]
             log(json.dumps(line))
 
-        def searching_step(_: int) -> dict[str, torch.Tensor]:
-            return {"search": search_loss(model, next(searching))}
-
-        rates = {"backbone.embedding": TABLE_RATE, "backbone.layers": ENCODER_RATE}
-        train(model, searching_step, args.search_steps, lr=1e-3, slow=rates, log=log)
-        report("search", answers=False)
-
-        with torch.autocast(**half):
-            mined = [mine(model, training, articles, MINED) for articles in (1, SHELF)]
-        window = model.searcher().config.window
-        reading = read_batches(training, mined, args.batch, READ, window, rng, device)
-        text = torch.from_numpy(training.ids)
-
-        def reading_step(step: int) -> dict[str, torch.Tensor]:
-            batch, searcher = next(reading), model.searcher()
-            memory = searcher.read(searcher.ask(batch.questions), batch.windows, batch.scores)
-            assert memory is not None
-            said = answer_sequences(batch.questions, batch.answers)
-            parts = {
-                "span": span_loss(model, memory, batch),
-                "answer": LANGUAGE_WEIGHT * answer_loss(model, memory, *said),
-            }
-            # The search goes on learning, lest the encoder forget it, and the model learns to do without it.
-            if step % 3 == 0:
-                parts["search"] = search_loss(model, next(searching))
-            elif step % 3 == 1:
-                parts["plain"] = LANGUAGE_WEIGHT * answer_loss(model, None, *plain_sequences(batch, text, PLAIN_ROWS))
-            return parts
-
-        rates = {
-            "backbone.embedding": TABLE_RATE * ENCODER_RATE,
-            "esi.search": ENCODER_RATE,
-            **{f"backbone.layers.{layer}.": ENCODER_RATE for layer in range(ESI["n_enc"])},
-        }
-        train(model, reading_step, args.read_steps, lr=1e-3, slow=rates, log=log)
+        recipe = Recipe(
+            search_rates={"backbone.embedding": TABLE_RATE, "backbone.layers": ENCODER_RATE},
+            read_rates={
+                "backbone.embedding": TABLE_RATE * ENCODER_RATE,
+                "esi.search": SEARCH_RATE,
+                **{f"backbone.layers.{layer}.": ENCODER_RATE for layer in range(ESI["n_enc"])},
+            },
+            search_steps=args.search_steps,
+            read_steps=args.read_steps,
+            crops=args.articles,
+            crop=args.crop,
+            batch=args.batch,
+            seed=args.seed,
+        )
+        train_esi(model, training, recipe, log, searched=lambda: report("search", answers=False))
         model.save_pretrained(args.out / "model")
         report("reader", answers=True)
 

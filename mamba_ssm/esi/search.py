@@ -60,12 +60,18 @@ class Search(nn.Module):
         return F.normalize(self.key(self.norm(hidden)).float(), dim=-1)
 
 
+def rank_weights(ids: Tensor) -> Tensor:
+    """The square of an inverse document frequency by Zipf's law, of token ids of any shape, fp32.
+
+    Byte-pair vocabularies are ordered by frequency, and the token of rank r has a share of about 1/r: idf ~ log(r).
+    """
+    return torch.log2(2.0 + ids.float()) ** 2
+
+
 class EmbeddingSearch:
     """Search with a checkpoint's own token embeddings, for checkpoints that were never trained to search.
 
-    Keys are embeddings (V, D) less their mean, at unit length. A token's weight is its inverse document frequency by
-    Zipf's law: byte-pair vocabularies are ordered by frequency, and the token of rank r has a share of about 1/r, so
-    idf ~ log(r).
+    Keys are embeddings (V, D) less their mean, at unit length; a token's weight goes by its rank in the vocabulary.
     """
 
     SCALE = 20.0
@@ -80,7 +86,7 @@ class EmbeddingSearch:
 
     def question(self, ids: Tensor, mask: Tensor) -> Query:
         """ids (B, M), mask (B, M) -> Query."""
-        weights = torch.log2(2.0 + ids.float()) ** 2 * mask
+        weights = rank_weights(ids) * mask
         return Query(self.keys(ids), self.SCALE * weights / weights.sum(-1, keepdim=True).clamp(min=1e-9))
 
 

@@ -50,8 +50,12 @@ def train(
     warmup: int = 100,
     slow: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
+    report: Callable[[Tensor], None] | None = None,
 ) -> None:
-    """Minimise the sum of loss(step)'s parts. Raises FloatingPointError when a loss that is logged is not finite."""
+    """Minimise the sum of loss(step)'s parts. Raises FloatingPointError when a loss that is logged is not finite.
+
+    ``report`` is given the loss after each step, on the model's device.
+    """
     device = next(model.parameters()).device
     groups = parameter_groups(model.named_parameters(), lr, decay, slow or {})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device.type == "cuda")
@@ -69,6 +73,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
+        if report is not None:
+            report(total.detach())
         if step % 100 < 3 or step == steps - 1:
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss is {total.item()} at step {step}: lower the learning rate")

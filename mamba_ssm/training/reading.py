@@ -21,6 +21,8 @@ from mamba_ssm.training.losses import any_of_loss
 from mamba_ssm.training.retrieval import gold_windows
 
 END, QUESTION, ANSWER = 0, 1, 2
+Frame = tuple[list[int], list[int]]
+MARKS: Frame = ([QUESTION], [ANSWER])  # what stands before a question and after it, in the default vocabulary
 IGNORE = -100
 MAX_ANSWER = 16
 LEFT_OUT = 0.15
@@ -104,7 +106,9 @@ def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tens
     return any_of_loss(first, right_first) + any_of_loss(last, right_last)
 
 
-def answer_sequences(questions: Tensor, answers: Tensor, contexts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def answer_sequences(
+    questions: Tensor, answers: Tensor, contexts: Tensor | None = None, frame: Frame = MARKS
+) -> tuple[Tensor, Tensor]:
     """<|question|> question <|answer|> answer <|endoftext|> in a row each -> ids and targets (Q, T).
 
     With ``contexts`` (Q, C), text of the book stands before the question, and is to be predicted too: plain language
@@ -113,7 +117,7 @@ def answer_sequences(questions: Tensor, answers: Tensor, contexts: Tensor | None
     rows = []
     for i, (question, answer) in enumerate(zip(questions.tolist(), answers.tolist(), strict=True)):
         text = [] if contexts is None else contexts[i].tolist()
-        asked = [QUESTION, *(t for t in question if t), ANSWER]
+        asked = [*frame[0], *(t for t in question if t), *frame[1]]
         said = [*(t for t in answer if t), END]
         rows.append(([*text, *asked, *said[:-1]], [*text[1:], *[IGNORE] * (len(asked) - (not text)), *said]))
     width = max(len(ids) for ids, _ in rows)
@@ -122,10 +126,11 @@ def answer_sequences(questions: Tensor, answers: Tensor, contexts: Tensor | None
     return ids, targets
 
 
-def plain_sequences(batch: ReadBatch, ids: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def plain_sequences(batch: ReadBatch, ids: Tensor, rows: int, frame: Frame = MARKS) -> tuple[Tensor, Tensor]:
     """The text around some of the answers, then question and answer: what a Mamba without ESI learns from. ids (T,)."""
     start = (batch.gold[:rows, 0, 0].cpu() - CONTEXT // 2).clamp(0, max(0, len(ids) - CONTEXT))
-    return answer_sequences(batch.questions[:rows], batch.answers[:rows], ids[start[:, None] + torch.arange(CONTEXT)])
+    contexts = ids[start[:, None] + torch.arange(min(CONTEXT, len(ids)))]
+    return answer_sequences(batch.questions[:rows], batch.answers[:rows], contexts, frame)
 
 
 def answer_loss(model: MambaLMHeadModel, memory: Memory | None, ids: Tensor, targets: Tensor) -> Tensor:
