@@ -127,6 +127,8 @@ def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, li
 def plain_prompt(engine: Engine, question: str) -> list[int]:
     """The question as a model without search is asked it, after the whole book."""
     tokenizer = engine.tokenizer
-    if engine.model.esi is not None and tokenizer.question is not None and tokenizer.answer is not None:
+    # Only a language model that was trained with ESI knows the marks: one that ESI was added to is as it was.
+    marked = engine.model.esi is not None and engine.model.adapter is None
+    if marked and tokenizer.question is not None and tokenizer.answer is not None:
         return [tokenizer.question, *tokenizer.encode(question).ids.tolist(), tokenizer.answer]
     return tokenizer.encode(f"\n\nQuestion: {question}\nAnswer:").ids.tolist()

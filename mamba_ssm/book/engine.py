@@ -61,14 +61,22 @@ class Engine:
         self.config = self.searcher.config
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] | Engine | None = None, device: str = "auto") -> Engine:
-        """The default model, or a folder, or a name on the hub. Raises CheckpointError, BackendError."""
+    def load(
+        cls,
+        model: str | os.PathLike[str] | Engine | None = None,
+        device: str = "auto",
+        esi: str | os.PathLike[str] | None = None,
+    ) -> Engine:
+        """The default model, or a folder, or a name on the hub. Raises CheckpointError, BackendError.
+
+        ``esi`` is a folder that `mamba-esi train esi` wrote for that model.
+        """
         if isinstance(model, Engine):
             return model
         if model is None and not (DEFAULT_MODEL / "config.json").is_file():
             raise CheckpointError("this installation has no default model: install mamba-esi again, or pass --model")
         folder = DEFAULT_MODEL if model is None else model
-        loaded = MambaLMHeadModel.from_pretrained(folder, device=_device(device))
+        loaded = MambaLMHeadModel.from_pretrained(folder, device=_device(device), esi=esi)
         tokenizer = load_tokenizer(folder, loaded.config.vocab_size)
         if tokenizer.vocab_size > loaded.config.padded_vocab_size:
             raise CheckpointError(

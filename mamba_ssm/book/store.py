@@ -109,7 +109,8 @@ class StoredSource:
             raise self._damaged() from error
         if meta["fingerprint"] != engine.fingerprint:
             raise BookError(
-                f"{name}: read with another model than {engine.name!r}; read the book again, or pass the same --model"
+                f"{name}: read with another model than {engine.name!r}; read the book again, or pass the same --model "
+                "and --esi"
             )
 
     def _damaged(self) -> BookError:

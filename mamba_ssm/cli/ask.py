@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mamba_ssm.cli.options import BookArgument, Device, DeviceOption, JsonOption, ModelOption
+from mamba_ssm.cli.options import BookArgument, Device, DeviceOption, EsiOption, JsonOption, ModelOption
 from mamba_ssm.cli.output import write
 from mamba_ssm.errors import QuestionError
 
@@ -28,6 +28,7 @@ def ask(
     ] = None,
     as_json: JsonOption = False,
     model: ModelOption = None,
+    esi: EsiOption = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, max=256, help="Windows the model reads. (default: its own number)")
     ] = None,
@@ -44,9 +45,9 @@ def ask(
     if question is not None and not question.strip():
         raise typer.BadParameter("the question is empty", param_hint="QUESTION")
     asked = [question] if question is not None else read_questions(questions)  # type: ignore[arg-type]
-    from mamba_ssm.book import bar, open_book
+    from mamba_ssm.book import Engine, bar, open_book
 
-    with open_book(book, model, device.value) as opened, bar() as report:
+    with open_book(book, Engine.load(model, device.value, esi)) as opened, bar() as report:
         answers = opened.ask_each(
             asked, top_k=top_k, passages=passages, max_new_tokens=max_new_tokens, esi=not no_esi, report=report
         )

@@ -16,6 +16,7 @@ from mamba_ssm.cli.convert import convert
 from mamba_ssm.cli.doctor import doctor
 from mamba_ssm.cli.read import read
 from mamba_ssm.cli.text import text
+from mamba_ssm.cli.train import app as train
 from mamba_ssm.errors import MambaESIError
 
 
@@ -68,6 +69,7 @@ def main(
 
 for command in (ask, read, text, convert, doctor):
     app.command()(command)
+app.add_typer(train, name="train")
 
 
 if __name__ == "__main__":

@@ -35,5 +35,6 @@ ModelOption = Annotated[
         "--model", metavar="NAME|FOLDER", help="A model on the hub or in a folder. (default: the one shipped)"
     ),
 ]
+EsiOption = Annotated[str | None, typer.Option("--esi", metavar="FOLDER", help="What `train esi` wrote for the model.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from mamba_ssm.cli.options import Device, DeviceOption, ModelOption, OriginalArgument
+from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption, OriginalArgument
 
 
 def read(
     book: OriginalArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.esi", help="Where to keep what was read.")],
     model: ModelOption = None,
+    esi: EsiOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Read BOOK once; `mamba-esi ask FILE.esi ...` then answers at once."""
@@ -22,7 +23,7 @@ def read(
         raise typer.BadParameter("give a file that ends in .esi, in a folder that exists", param_hint="-o")
     from mamba_ssm import book as books
 
-    with books.read(book, model, device.value) as done:
+    with books.read(book, books.Engine.load(model, device.value, esi)) as done:
         done.save(output)
         info = done.info
     assert info is not None

@@ -34,15 +34,15 @@ class ESIConfig:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or not 0 < value <= 65536:
                 raise CheckpointError(
-                    f"esi.{name} is {value!r}; it must be a whole number from 1 to 65536: mend config.json"
+                    f"esi.{name} is {value!r}; it must be a whole number from 1 to 65536: mend the config"
                 )
         if self.window % 2 or self.block % self.stride or self.stride > self.warmup or self.window > self.block:
             raise CheckpointError(
                 "esi.window must be even, esi.segment - esi.warmup a multiple of half a window and at least a window, "
-                "and esi.warmup at least half a window: mend config.json"
+                "and esi.warmup at least half a window: mend the config"
             )
         if self.d_read % self.n_heads:
-            raise CheckpointError("esi.d_read must be a multiple of esi.n_heads: mend config.json")
+            raise CheckpointError("esi.d_read must be a multiple of esi.n_heads: mend the config")
 
     @property
     def block(self) -> int:
@@ -59,6 +59,6 @@ class ESIConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise CheckpointError(
-                f"unknown ESI settings {', '.join(unknown)}: was config.json written by a newer mamba-esi?"
+                f"unknown ESI settings {', '.join(unknown)}: was the config written by a newer mamba-esi?"
             )
         return cls(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_ssm.errors import CheckpointError
+from mamba_ssm.models import adapter
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.modules.int8_linear import Int8Linear
 from mamba_ssm.utils.hf import CONFIG_NAME, SAFE_WEIGHTS_NAME, load_config_hf, load_state_dict_hf
@@ -26,11 +28,18 @@ def load(
     name: str | os.PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    esi: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> MambaLMHeadModel:
     """See MambaLMHeadModel.from_pretrained. Nothing is allocated before config and weights are known to agree."""
-    model = model_cls(load_config(name), device="meta", dtype=dtype, **kwargs)
-    weights, wanted = load_weights(name, model), model.state_dict()
+    config = load_config(name)
+    model = model_cls(config, device="meta", dtype=dtype, **kwargs)
+    weights = load_weights(name, model)
+    if esi is not None:
+        added = adapter.load(esi)
+        model = model_cls(replace(config, esi=added.esi), device="meta", dtype=dtype, **kwargs)
+        weights = added.onto(name, weights, model)
+    wanted = model.state_dict()
     device = torch.get_default_device() if device is None else torch.device(device)
     # Copies, for a view of the file would change, or crash, with the file. A_log and D stay in fp32 (see Mamba).
     ready = {k: v.to(device, wanted[k].dtype, copy=True) for k, v in weights.items()}
@@ -38,6 +47,7 @@ def load(
     model.esi = model.new_esi(device, dtype)
     model.load_state_dict(ready, strict=False, assign=True)
     model.tie_weights()
+    model.checkpoint, model.adapter = os.fspath(name), None if esi is None else os.fspath(esi)
     return model.eval()
 
 
@@ -88,26 +98,52 @@ def _some(keys: list[str]) -> str:
 
 def save(model: nn.Module, config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     """See MambaLMHeadModel.save_pretrained."""
+    write(_tensors(model, config.get("tie_embeddings", False)), config, folder)
+
+
+def save_esi(model: MambaLMHeadModel, folder: str | os.PathLike[str]) -> None:
+    """See MambaLMHeadModel.save_esi."""
+    if model.esi is None:
+        raise CheckpointError("there is no ESI to save: the model has none")
+    tensors = _tensors(model, model.config.tie_embeddings)
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise CheckpointError("ESI is saved from a model in fp32, as it was trained: load it without a dtype")
+    about = {
+        "checkpoint": model.checkpoint,
+        "fingerprint": adapter.fingerprint(tensors),
+        "esi": asdict(model.esi.config),
+    }
+    esi = {key: tensor for key, tensor in tensors.items() if key.startswith(adapter.PREFIX)}
+    write(esi, about, folder, adapter.WEIGHTS_NAME, adapter.CONFIG_NAME)
+
+
+def _tensors(model: nn.Module, tied: bool) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: a head that is ``tied`` to the embedding is stored once."""
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise CheckpointError("weights in int8 are for decoding alone: save the model before to_int8()")
-    tied = config.get("tie_embeddings", False)
-    write({k: v.detach() for k, v in model.state_dict().items() if not (tied and k == _HEAD)}, config, folder)
+    return {k: v.detach() for k, v in model.state_dict().items() if not (tied and k == _HEAD)}
 
 
-def write(tensors: dict[str, Tensor], config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Write model.safetensors and config.json. The weights are renamed into place before config.json is."""
+def write(
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    folder: str | os.PathLike[str],
+    weights_name: str = SAFE_WEIGHTS_NAME,
+    config_name: str = CONFIG_NAME,
+) -> None:
+    """Write weights and config, by their names. The weights are renamed into place before the config is."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.contiguous() for key, value in tensors.items()}
-    partial_weights = folder / f".{SAFE_WEIGHTS_NAME}.{os.getpid()}.part"
-    partial_config = folder / f".{CONFIG_NAME}.{os.getpid()}.part"
+    partial_weights = folder / f".{weights_name}.{os.getpid()}.part"
+    partial_config = folder / f".{config_name}.{os.getpid()}.part"
     try:
         save_file(tensors, partial_weights, metadata={"format": "pt"})
         partial_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        partial_weights.replace(folder / SAFE_WEIGHTS_NAME)
-        partial_config.replace(folder / CONFIG_NAME)
+        partial_weights.replace(folder / weights_name)
+        partial_config.replace(folder / config_name)
     finally:
         partial_weights.unlink(missing_ok=True)
         partial_config.unlink(missing_ok=True)

@@ -267,6 +267,8 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         super().__init__()
         config.validate()
         self.config = config
+        self.checkpoint: str | None = None  # the name or folder that it was loaded from
+        self.adapter: str | None = None  # the folder that its ESI was loaded from, on top of that
         self.backbone = MixerModel(
             d_model=config.d_model,
             n_layer=config.n_layer,
@@ -393,19 +395,30 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         pretrained_model_name: str | os.PathLike[str],
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        esi: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> MambaLMHeadModel:
         """Load a checkpoint by its name on the hub ("state-spaces/mamba-130m") or from a local folder.
 
         Reads model.safetensors or pytorch_model.bin, also in shards, and transformers' layout ("-hf" names). Parameters
-        get ``dtype``, by default PyTorch's default, fp32. The model is in evaluation mode, for ESI's reader has
-        dropout: call train() to train it. Raises CheckpointError that says what is wrong.
+        get ``dtype``, by default PyTorch's default, fp32. ``esi`` is a folder that save_esi wrote for this checkpoint.
+        The model is in evaluation mode, for ESI's reader has dropout: call train() to train it. Raises CheckpointError
+        that says what is wrong.
         """
-        return checkpoint.load(cls, pretrained_model_name, device=device, dtype=dtype, **kwargs)
+        return checkpoint.load(cls, pretrained_model_name, device=device, dtype=dtype, esi=esi, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors; nothing half-written is ever seen under those names."""
         checkpoint.save(self, self.config.to_dict(), save_directory)
+
+    def save_esi(self, folder: str | os.PathLike[str]) -> None:
+        """Write ESI's parameters alone, for ``from_pretrained(CHECKPOINT, esi=folder)``; never half of them.
+
+        The rest of the model must be as it was loaded: what is written is refused on top of other weights. Raises
+        CheckpointError where there is no ESI, or the parameters are not in fp32.
+        """
+        checkpoint.save_esi(self, folder)
 
     def push_to_hub(
         self,

@@ -77,6 +77,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._inner.get_vocab_size(with_added_tokens=True)
 
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, as a checkpoint has it beside its weights."""
+        partial = Path(folder) / f".{FILE}.part"
+        self._inner.save(str(partial))
+        partial.replace(Path(folder) / FILE)
+
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether the tokens of both are the same, by the same numbers."""
+        return self._inner.get_vocab() == other._inner.get_vocab()
+
     def encode(self, text: str) -> Encoded:
         """The tokens of a text. Lone surrogates, which are no characters, are read as U+FFFD."""
         try:

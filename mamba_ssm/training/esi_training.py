@@ -72,7 +72,7 @@ def train_esi(
     searched: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a model that has ESI parameters, in place. ``searched`` is called when the search is trained."""
-    device = model.lm_head.weight.device
+    device = next(model.parameters()).device
     rng = np.random.default_rng(recipe.seed)
     searching = search_batches(examples, recipe.crops, recipe.crop, QUESTIONS, rng, WORD_DROPOUT, device)
 
@@ -130,7 +130,8 @@ def tune(
         add_esi(model)
     backbone = BACKBONE_RATE if with_backbone else 0.0
     rates = {"backbone": backbone, "lm_head": backbone}
-    marks = with_backbone and tokenizer.question is not None and tokenizer.answer is not None
+    # A frozen model knows no marks: it is asked in words.
+    frame = (with_backbone and question_in_marks(tokenizer)) or question_in_words(tokenizer)
     search_steps = round(SEARCH_SHARE * steps)
     recipe = Recipe(
         search_rates=rates,
@@ -140,11 +141,17 @@ def tune(
         lr=lr,
         batch=batch,
         seed=seed,
-        # A frozen model knows no marks: it is asked in words.
-        frame=([tokenizer.question], [tokenizer.answer]) if marks else question_in_words(tokenizer),
+        frame=frame,
         plain_rows=batch // 6 if with_backbone else 0,
     )
     train_esi(model, examples, recipe, log, report)
+
+
+def question_in_marks(tokenizer: Tokenizer) -> Frame | None:
+    """The special tokens around a question, where the vocabulary has them."""
+    if tokenizer.question is None or tokenizer.answer is None:
+        return None
+    return [tokenizer.question], [tokenizer.answer]
 
 
 def question_in_words(tokenizer: Tokenizer) -> Frame:
@@ -155,7 +162,7 @@ def question_in_words(tokenizer: Tokenizer) -> Frame:
 def add_esi(model: MambaLMHeadModel) -> None:
     """Give a model without ESI untrained parameters of it, whose search begins as the one without training does."""
     model.config.esi = asdict(ESIConfig())
-    weight = model.lm_head.weight
+    weight = model.backbone.embedding.weight
     model.esi = model.new_esi(weight.device, weight.dtype)
     assert model.esi is not None
     with torch.no_grad():

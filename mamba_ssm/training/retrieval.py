@@ -43,13 +43,17 @@ def search_batches(
 ) -> Iterator[SearchBatch]:
     """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops.
 
+    Articles without questions are only taken where there are too few others.
     ``word_dropout`` is the share of the questions' tokens that are left out, against learning questions by heart.
     """
     n_articles = len(examples.offsets) - 1
     by_article = [np.flatnonzero(examples.article == a) for a in range(n_articles)]
+    asked = np.array([len(rows) > 0 for rows in by_article])
     while True:
         crops, chosen, crop_of, shift = [], [], [], []
-        for place, article in enumerate(rng.permutation(n_articles)[:n_crops]):
+        order = rng.permutation(n_articles)
+        order = order[np.argsort(~asked[order], kind="stable")]
+        for place, article in enumerate(order[:n_crops]):
             text = examples.text(article)
             start = int(rng.integers(0, max(1, len(text) - crop_tokens + 1)))
             crop = text[start : start + crop_tokens]

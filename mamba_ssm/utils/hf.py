@@ -38,13 +38,13 @@ PUBLISHED = {  # d_model, n_layer; all else is the default of MambaConfig
 def load_config_hf(model_name: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a hub name or folder, in the original's layout whichever it was written in."""
     path = find_file(model_name, [CONFIG_NAME])
-    config = _read_json(path)
+    config = read_json(path)
     return _config_from_transformers(config, path) if is_transformers(config) else config
 
 
 def load_raw_config(model_name: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a hub name or folder as it stands there."""
-    return _read_json(find_file(model_name, [CONFIG_NAME]))
+    return read_json(find_file(model_name, [CONFIG_NAME]))
 
 
 def load_state_dict_hf(
@@ -55,7 +55,7 @@ def load_state_dict_hf(
     files = _shards(model_name, path) if path.suffix == ".json" else [path]
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(_read_weights(file))
+        tensors.update(read_weights(file))
     tensors = _dequantise(tensors, path)
     if "backbone.embeddings.weight" in tensors:  # the one key that transformers names differently
         tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
@@ -137,7 +137,8 @@ def suggest(name: str) -> str:
     return f"did you mean {tails[close[0]]}?" if close else f"published are {', '.join(PUBLISHED)}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -148,7 +149,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(model_name: str | os.PathLike[str], index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again")
     names = sorted({str(file) for file in weight_map.values()})
@@ -159,7 +160,7 @@ def _shards(model_name: str | os.PathLike[str], index: Path) -> list[Path]:
     return [find_file(model_name, [name]) for name in names]
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of one .safetensors or .bin file. Nothing in a file is ever run."""
     try:
         if path.suffix == ".safetensors":
