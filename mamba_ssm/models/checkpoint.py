@@ -108,8 +108,9 @@ def save_esi(model: MambaLMHeadModel, folder: str | os.PathLike[str]) -> None:
     tensors = _tensors(model, model.config.tie_embeddings)
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         raise CheckpointError("ESI is saved from a model in fp32, as it was trained: load it without a dtype")
+    name = Path(model.checkpoint or "a model that was not loaded")
     about = {
-        "checkpoint": model.checkpoint,
+        "checkpoint": name.resolve().name if name.is_dir() else str(name),  # of a folder, not where it lies
         "fingerprint": adapter.fingerprint(tensors),
         "esi": asdict(model.esi.config),
     }

@@ -127,12 +127,12 @@ def tune(
     """
     torch.manual_seed(seed)
     if model.esi is None:
-        add_esi(model)
+        add_esi(model, ESIConfig())
     backbone = BACKBONE_RATE if with_backbone else 0.0
     rates = {"backbone": backbone, "lm_head": backbone}
     # A frozen model knows no marks: it is asked in words.
     frame = (with_backbone and question_in_marks(tokenizer)) or question_in_words(tokenizer)
-    search_steps = round(SEARCH_SHARE * steps)
+    search_steps = max(1, round(SEARCH_SHARE * steps))
     recipe = Recipe(
         search_rates=rates,
         read_rates=rates | {"esi.search": SEARCH_RATE},
@@ -159,9 +159,9 @@ def question_in_words(tokenizer: Tokenizer) -> Frame:
     return tokenizer.encode("\n\nQuestion: ").ids.tolist(), tokenizer.encode("\nAnswer:").ids.tolist()
 
 
-def add_esi(model: MambaLMHeadModel) -> None:
+def add_esi(model: MambaLMHeadModel, config: ESIConfig) -> None:
     """Give a model without ESI untrained parameters of it, whose search begins as the one without training does."""
-    model.config.esi = asdict(ESIConfig())
+    model.config.esi = asdict(config)
     weight = model.backbone.embedding.weight
     model.esi = model.new_esi(weight.device, weight.dtype)
     assert model.esi is not None
