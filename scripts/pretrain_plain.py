@@ -94,6 +94,7 @@ def main() -> None:
     held = perplexity(model, tokens["held"])
     print(json.dumps({"held-out perplexity": held, "parameters": sum(p.numel() for p in model.parameters())}))
     model.half().save_pretrained(args.out)
+    Tokenizer.from_folder(TOKENIZER).save(args.out)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ def esi(
         examples = _prepared(data, engine.tokenizer, model)
     print(f"training on {len(examples.questions):,} questions, {len(examples.ids):,} tokens of books", file=sys.stderr)
     try:
+        out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better said before the training than after
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be made ({error.strerror}): give another folder with --out") from error
+    try:
         with _bar(steps) as (log, report):
             tune(engine.model, examples, engine.tokenizer, steps, lr, batch, seed, with_backbone, log, report)
     except FloatingPointError as error:
