@@ -35,7 +35,7 @@ MINED, READ = 24, 8  # windows found for each question, and windows read of them
 QUESTIONS = 256  # in a batch of the search
 WORD_DROPOUT = 0.1
 LANGUAGE_WEIGHT = 0.3
-SEARCH_SHARE = 0.175  # of the steps, as in the default model
+SEARCH_FIRST = 0.175  # share of the steps that train the search alone, as in the default model
 SEARCH_RATE = 0.5  # share of the learning rate while the reader is trained
 BACKBONE_RATE = 0.1  # share of the learning rate, where a checkpoint's own weights are tuned too
 
@@ -123,7 +123,8 @@ def tune(
 ) -> None:
     """Train ESI on a checkpoint's own tokens, in place; the checkpoint itself stays as it is, or learns slowly.
 
-    Without ESI weights it gets new ones, else training goes on from those that it has.
+    Without ESI weights it gets new ones, else training goes on from those that it has. ``batch`` questions make a batch
+    of the reader, and as many crops one of the search as the recipe has for so many.
     """
     torch.manual_seed(seed)
     if model.esi is None:
@@ -132,17 +133,18 @@ def tune(
     rates = {"backbone": backbone, "lm_head": backbone}
     # A frozen model knows no marks: it is asked in words.
     frame = (with_backbone and question_in_marks(tokenizer)) or question_in_words(tokenizer)
-    search_steps = max(1, round(SEARCH_SHARE * steps))
+    search_steps = max(1, round(SEARCH_FIRST * steps))
     recipe = Recipe(
         search_rates=rates,
         read_rates=rates | {"esi.search": SEARCH_RATE},
         search_steps=search_steps,
         read_steps=steps - search_steps,
         lr=lr,
+        crops=max(2, batch * Recipe.crops // Recipe.batch),
         batch=batch,
         seed=seed,
         frame=frame,
-        plain_rows=batch // 6 if with_backbone else 0,
+        plain_rows=batch * Recipe.plain_rows // Recipe.batch if with_backbone else 0,
     )
     train_esi(model, examples, recipe, log, report)
 
