@@ -11,10 +11,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
 TABLE = "backbone.embedding.weight"
+
+
+def int8_rows(name: str, matrix: Tensor) -> dict[str, Tensor]:
+    """A matrix (R, C) as NAME.int8 (R, C) and NAME.scale (R, 1), as checkpoints in 8 bits hold it."""
+    scale = matrix.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+    return {f"{name}.int8": (matrix / scale).round().to(torch.int8), f"{name}.scale": scale}
 
 
 def main() -> None:
@@ -25,10 +32,8 @@ def main() -> None:
     model = MambaLMHeadModel.from_pretrained(args.model)
     weights = {k: v.detach() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     table = weights.pop(TABLE)
-    scale = table.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
-    int8 = (table / scale).round().to(torch.int8)
     shards = {
-        "model-00001-of-00002.safetensors": {f"{TABLE}.int8": int8, f"{TABLE}.scale": scale},
+        "model-00001-of-00002.safetensors": int8_rows(TABLE, table),
         "model-00002-of-00002.safetensors": {k: v.half().contiguous() for k, v in weights.items()},
     }
     for name, tensors in shards.items():

@@ -8,17 +8,29 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from pack_model import int8_rows
+from safetensors.torch import load_file, save_file
 
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.examples import build_examples
 from mamba_ssm.training.planted import plant
-from mamba_ssm.training.squad import Article, development_titles, load_squad
+from mamba_ssm.training.recall.books import recall_books
+from mamba_ssm.training.recall.filler import Filler
+from mamba_ssm.training.squad import Article, article_text, development_titles, load_squad
+from mamba_ssm.training.teacher import Pieces, pieces_of_tokens
 
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
 PLANTED = 0.08
 LOWER_CASED = 0.15
+RECALL_BOOKS = 400
+QUESTION_PIECES = 40
 
 
 def lower_some(article: Article, rng: random.Random) -> Article:
@@ -30,6 +42,33 @@ def lower_some(article: Article, rng: random.Random) -> Article:
             yield replace(p, questions=asked)
 
     return replace(article, paragraphs=list(paragraphs()))
+
+
+def teacher_pieces(articles: Sequence[Article], tokenizer: Tokenizer, minilm: tokenizers.Tokenizer) -> Pieces:
+    """The WordPieces that the teacher reads, in the order of build_examples."""
+    ids: list[int] = []
+    questions, firsts, lasts = [], [], []
+    for article in articles:
+        text, _ = article_text(article)
+        encoded, own = minilm.encode(text, add_special_tokens=False), tokenizer.encode(text)
+        first, last = pieces_of_tokens(text, own.starts, own.ends, np.array(encoded.offsets))
+        firsts.append(first + len(ids))
+        lasts.append(last + len(ids))
+        ids += encoded.ids
+        for question in (question for paragraph in article.paragraphs for question in paragraph.questions):
+            asked = minilm.encode(question.text, add_special_tokens=False).ids[:QUESTION_PIECES]
+            questions.append(asked + [0] * (QUESTION_PIECES - len(asked)))
+    return Pieces(*map(torch.as_tensor, (ids, questions, np.concatenate(firsts), np.concatenate(lasts))))
+
+
+def rounded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices in 8 bits with a scale a row, so that the teacher is quickly moved to where there is a GPU."""
+    return {
+        key: value
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and "pooler" not in name
+        for key, value in (int8_rows(name, tensor) if tensor.ndim == 2 else {name: tensor}).items()
+    }
 
 
 def main() -> None:
@@ -47,6 +86,15 @@ def main() -> None:
         examples = build_examples(part, tokenizer)
         examples.save(args.out / f"{name}.safetensors")
         print(f"{name}: {len(part)} articles, {len(examples.ids)} tokens, {len(examples.questions)} questions")
+    minilm = tokenizers.Tokenizer.from_file(str(args.data / "minilm" / "tokenizer.json"))
+    minilm.no_truncation()
+    minilm.no_padding()
+    teacher_pieces(training, tokenizer, minilm).save(args.out / "pieces.safetensors")
+    save_file(rounded(load_file(args.data / "minilm" / "model.safetensors")), args.out / "teacher.safetensors")
+    books = sorted((args.data / "text").glob("*.txt"))
+    paragraphs = [paragraph.text for article in training for paragraph in article.paragraphs]
+    fillers = [Filler.of_files(books, tokenizer, args.data / "recall"), Filler.of_paragraphs(paragraphs, tokenizer)]
+    recall_books(RECALL_BOOKS, fillers, tokenizer, seed=0).save(args.out / "recall.safetensors")
     shutil.copy(args.data / "token_table.safetensors", args.out / "token_table.safetensors")
 
 

@@ -57,7 +57,7 @@ def esi(
     with_backbone: Annotated[
         bool, typer.Option("--with-backbone", help="Tune the checkpoint's own weights too, and write all of it.")
     ] = False,
-    steps: Annotated[int, typer.Option(min=2, help="How long to train.")] = 1000,
+    steps: Annotated[int, typer.Option(min=3, help="How long to train.")] = 1000,
     lr: Annotated[float, typer.Option(min=1e-6, max=1.0, help="The learning rate at its highest.")] = 1e-3,
     batch: Annotated[int, typer.Option(min=1, help="Questions in a step.")] = 32,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,7 +96,9 @@ class EmbeddingSearcher:
 
 def pad_question(ids: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     """Pad (B, M) with PAD to a multiple, so that a batch and a single question are read alike -> ids, mask."""
-    if not (ids != PAD).any(-1).all():
+    # A CUDA graph that is being captured cannot wait for the answer.
+    capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not capturing and not (ids != PAD).any(-1).all():
         raise ValueError("a question has no tokens")
     ids = F.pad(ids, (0, -ids.shape[1] % multiple), value=PAD)
     return ids, ids != PAD

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PAD = 0
 MAX_ANSWER = 24
+DROPOUT = 0.15
 SEARCH_SHARE = 0.8  # of the search's score in what windows are ranked by; chosen on the development articles
 
 
@@ -49,7 +50,10 @@ class Spans:
 
 
 class BidirectionalBlock(nn.Module):
-    """x + Mamba(x) left to right + Mamba(x) right to left, then self-attention: (B, L, E) -> (B, L, E)."""
+    """x + Mamba(x) left to right + Mamba(x) right to left, then self-attention: (B, L, E) -> (B, L, E).
+
+    While training, parts of what is added are dropped.
+    """
 
     def __init__(self, d_read: int, n_heads: int, d_state: int) -> None:
         super().__init__()
@@ -60,12 +64,13 @@ class BidirectionalBlock(nn.Module):
         self.attention_norm = RMSNorm(d_read)
         self.qkv = nn.Linear(d_read, 3 * d_read, bias=False)
         self.out = nn.Linear(d_read, d_read, bias=False)
+        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        x = x + self.forward_mixer(normed) + self.backward_mixer(normed.flip(1)).flip(1)
+        x = x + self.dropout(self.forward_mixer(normed) + self.backward_mixer(normed.flip(1)).flip(1))
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.dropout(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
 class WindowReader(nn.Module):
@@ -83,7 +88,7 @@ class WindowReader(nn.Module):
         self.blocks = nn.ModuleList(
             BidirectionalBlock(config.d_read, config.n_heads, config.d_state) for _ in range(config.n_read)
         )
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(DROPOUT)
         self.norm = RMSNorm(config.d_read)
         self.span = nn.Linear(config.d_read, 2)
         self.score_weight = nn.Parameter(torch.tensor([0.3, 0.3]))

@@ -1,12 +1,14 @@
-"""Train ESI: first the search, then, on the windows that it finds, the reader, the injection and the language model.
+"""Train ESI: the search, then, on the windows that it finds, the reader, then the injection and the language model.
 
 One recipe for the default model, which learns all of it from nothing, and for a checkpoint that is there already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,28 +20,37 @@ from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.evaluate import mine
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.loop import train
+from mamba_ssm.training.loop import Parts, train
 from mamba_ssm.training.reading import (
     MARKS,
     Frame,
+    ReadBatch,
+    Taught,
     answer_loss,
     answer_sequences,
     plain_sequences,
     read_batches,
     span_loss,
 )
-from mamba_ssm.training.retrieval import search_batches, search_loss
+from mamba_ssm.training.retrieval import SearchBatch, search_batches, search_loss
 
 SHELF = 40  # articles in the larger of the two kinds of book that the reader sees
-MINED, READ = 24, 8  # windows found for each question, and windows read of them
+MINED, READ = 20, 8  # windows found for each question, and windows read of them
+RECALL_READ = 12  # of a question that may have several answers
+RECALL_TURN = 4  # one step in so many is the recall tasks'
+SEARCH_TURN = 4  # one step of the reader in so many goes on to train the search
 QUESTIONS = 256  # in a batch of the search
 WORD_DROPOUT = 0.1
-LANGUAGE_WEIGHT = 0.3
-SEARCH_FIRST = 0.175  # share of the steps that train the search alone, as in the default model
+PLAIN_TURN = 3  # one step in so many, the language model also learns to do without ESI
+SEARCH_FIRST, LANGUAGE_LAST = 0.2, 0.2  # shares of the steps that train the search, and the language model
 SEARCH_RATE = 0.5  # share of the learning rate while the reader is trained
 # One layer of context, as in the default model: more found no more, and cost reading speed.
 ADDED = ESIConfig(n_enc=1)
 BACKBONE_RATE = 0.1  # share of the learning rate, where a checkpoint's own weights are tuned too
+
+
+Mined = Sequence[tuple[Tensor, Tensor]]
+"""Starts and scores (questions, MINED) of what was found, for each kind of book."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,18 @@ class Recipe:
     """How long, how fast, and on how much at a time.
 
     ``search_rates`` and ``read_rates``: shares of the learning rate by prefix of a parameter's name, 0 to freeze, while
-    the search is trained and while the rest is. ``crops`` article crops of ``crop`` tokens, a multiple of a block, make
-    a batch of the search; ``batch`` questions one of the reader. ``frame`` stands around a question where the language
-    model is asked it; it also learns to answer without ESI, ``plain_rows`` questions at a time.
+    the search is trained and while the reader is. ``language_rate``: of the language model's layers after the encoder,
+    when these are trained. ``crops`` article crops of ``crop`` tokens, a multiple of a block, make a batch of the
+    search; ``batch`` questions one of the reader. ``frame`` stands around a question where the language model is asked
+    it; it also learns to answer without ESI, ``plain_rows`` questions at a time.
     """
 
     search_rates: Mapping[str, float]
     read_rates: Mapping[str, float]
-    search_steps: int = 700
-    read_steps: int = 3300
+    search_steps: int
+    read_steps: int
+    language_steps: int
+    language_rate: float = 1.0
     lr: float = 1e-3
     crops: int = 12
     crop: int = 4032
@@ -65,50 +79,123 @@ class Recipe:
     plain_rows: int = 16
 
 
+class Turn(NamedTuple):
+    """What a step of the reader learns from, and where it is the search's turn, that too."""
+
+    read: ReadBatch
+    search: SearchBatch | None
+
+
+class Said(NamedTuple):
+    """What a step of the language model learns to say: ids and targets, with the windows injected, and without ESI."""
+
+    read: ReadBatch
+    answer: tuple[Tensor, Tensor]
+    plain: tuple[Tensor, Tensor] | None
+
+
 def train_esi(
     model: MambaLMHeadModel,
     examples: Examples,
     recipe: Recipe,
     log: Callable[[str], None] = print,
     report: Callable[[Tensor], None] | None = None,
-    searched: Callable[[], None] = lambda: None,
+    done: Callable[[str], None] = lambda stage: None,
+    recall: Examples | None = None,
+    teach: Callable[[Mined], Sequence[Taught]] | None = None,
 ) -> None:
-    """Train a model that has ESI parameters, in place. ``searched`` is called when the search is trained."""
+    """Train a model that has ESI parameters, in place.
+
+    ``done`` is told each stage that is over: "search", "reader", "language". ``recall``: books of the recall tasks, to
+    train on beside the examples. ``teach``: from windows that were found to what a teacher makes of them.
+    """
     device = next(model.parameters()).device
     rng = np.random.default_rng(recipe.seed)
-    searching = search_batches(examples, recipe.crops, recipe.crop, QUESTIONS, rng, WORD_DROPOUT, device)
+    sources = [examples] if recall is None else [examples, recall]
+    searching = [
+        search_batches(source, recipe.crops, recipe.crop, QUESTIONS, rng, WORD_DROPOUT, device) for source in sources
+    ]
 
-    def searching_step(_: int) -> dict[str, Tensor]:
-        return {"search": search_loss(model, next(searching))}
-
-    def run(step: Callable[[int], dict[str, Tensor]], steps: int, rates: Mapping[str, float]) -> None:
+    def run(
+        loss: Callable[..., Parts], batches: Iterator, steps: int, rates: Mapping[str, float], capture: bool = False
+    ) -> None:
         # A short run is warmed up for a part of it, too.
-        train(model, step, steps, recipe.lr, warmup=min(100, 1 + steps // 7), slow=dict(rates), log=log, report=report)
+        warmup = min(200, 1 + steps // 7)
+        train(model, loss, steps, recipe.lr, batches, capture, warmup=warmup, slow=dict(rates), log=log, report=report)
 
-    run(searching_step, recipe.search_steps, recipe.search_rates)
-    searched()
+    def search_turns() -> Iterator[SearchBatch]:
+        for step in itertools.count():
+            yield next(searching[_whose_turn(step, sources)])
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        mined = [mine(model, examples, articles, MINED) for articles in (1, SHELF)]
+    def searching_step(batch: SearchBatch) -> Parts:
+        return {"search": search_loss(model, batch)}
+
+    run(searching_step, search_turns(), recipe.search_steps, recipe.search_rates, capture=True)
+    done("search")
+
+    def mined_windows(source: Examples) -> Mined:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return [mine(model, source, articles, MINED) for articles in (1, SHELF)]
+
+    window = model.searcher().config.window
+    mined = mined_windows(examples)
+    taught = None if teach is None else teach(mined)
     rows = min(recipe.batch, len(examples.questions))
-    reading = read_batches(examples, mined, rows, READ, model.searcher().config.window, rng, device)
-    text = torch.from_numpy(examples.ids)
+    reading = [read_batches(examples, mined, rows, READ, window, rng, device, taught)]
+    if recall is not None:
+        half = max(1, recipe.batch * READ // RECALL_READ)
+        reading.append(read_batches(recall, mined_windows(recall), half, RECALL_READ, window, rng, device))
 
-    def reading_step(step: int) -> dict[str, Tensor]:
-        batch, searcher = next(reading), model.searcher()
+    def read_turns() -> Iterator[Turn]:
+        for step in itertools.count():
+            source = _whose_turn(step, sources)
+            # The search goes on learning, lest the encoder forget it; of both sources, in turn.
+            searches = step % SEARCH_TURN == (step // SEARCH_TURN) % SEARCH_TURN
+            yield Turn(next(reading[source]), next(searching[source]) if searches else None)
+
+    def reading_step(turn: Turn) -> Parts:
+        searcher, batch = model.searcher(), turn.read
         memory = searcher.read(searcher.ask(batch.questions), batch.windows, batch.scores)
         assert memory is not None
-        said = answer_sequences(batch.questions, batch.answers, frame=recipe.frame)
-        parts = {"span": span_loss(model, memory, batch), "answer": LANGUAGE_WEIGHT * answer_loss(model, memory, *said)}
-        # The search goes on learning, lest the encoder forget it, and the model learns to do without it.
-        if step % 3 == 0:
-            parts["search"] = search_loss(model, next(searching))
-        elif step % 3 == 1 and recipe.plain_rows:
-            plain = plain_sequences(batch, text, recipe.plain_rows, recipe.frame)
-            parts["plain"] = LANGUAGE_WEIGHT * answer_loss(model, None, *plain)
+        parts = {"span": span_loss(model, memory, batch)}
+        if turn.search is not None:
+            parts["search"] = search_loss(model, turn.search)
         return parts
 
-    run(reading_step, recipe.read_steps, recipe.read_rates)
+    run(reading_step, read_turns(), recipe.read_steps, recipe.read_rates, capture=True)
+    done("reader")
+
+    text = torch.from_numpy(examples.ids)
+
+    def language_turns() -> Iterator[Said]:
+        for step in itertools.count():
+            batch = next(reading[0])
+            answer = answer_sequences(batch.questions, batch.answers, frame=recipe.frame)
+            plain = None
+            if step % PLAIN_TURN == 0 and recipe.plain_rows:
+                plain = plain_sequences(batch, text, recipe.plain_rows, recipe.frame)
+            yield Said(batch, answer, plain)
+
+    def language_step(said: Said) -> Parts:
+        batch, searcher = said.read, model.searcher()
+        with torch.no_grad():
+            memory = searcher.read(searcher.ask(batch.questions), batch.windows, batch.scores)
+        parts = {"answer": answer_loss(model, memory, *said.answer)}
+        if said.plain is not None:
+            parts["plain"] = answer_loss(model, None, *said.plain)
+        return parts
+
+    # What search and reader see stays as it is.
+    encoder = [f"backbone.layers.{layer}." for layer in range(model.searcher().config.n_enc)]
+    fixed = dict.fromkeys(["backbone.embedding", *encoder, "esi.search", "esi.reader"], 0.0)
+    rates = fixed | dict.fromkeys(["backbone", "lm_head"], recipe.language_rate)
+    run(language_step, language_turns(), recipe.language_steps, rates, capture=True)
+    done("language")
+
+
+def _whose_turn(step: int, sources: Sequence[Examples]) -> int:
+    """0 for the examples, 1 for the recall tasks, where there are any."""
+    return int(len(sources) > 1 and step % RECALL_TURN == RECALL_TURN - 1)
 
 
 def tune(
@@ -135,12 +222,14 @@ def tune(
     rates = {"backbone": backbone, "lm_head": backbone}
     # A frozen model knows no marks: it is asked in words.
     frame = (with_backbone and question_in_marks(tokenizer)) or question_in_words(tokenizer)
-    search_steps = max(1, round(SEARCH_FIRST * steps))
+    search_steps, language_steps = (max(1, round(share * steps)) for share in (SEARCH_FIRST, LANGUAGE_LAST))
     recipe = Recipe(
         search_rates=rates,
         read_rates=rates | {"esi.search": SEARCH_RATE},
         search_steps=search_steps,
-        read_steps=steps - search_steps,
+        read_steps=steps - search_steps - language_steps,
+        language_steps=language_steps,
+        language_rate=backbone,
         lr=lr,
         crops=max(2, batch * Recipe.crops // Recipe.batch),
         batch=batch,

@@ -43,7 +43,7 @@ def absolute_gold(examples: Examples) -> Tensor:
 
 def recall(starts: Tensor, gold: Tensor, window: int, ks: Sequence[int]) -> list[float]:
     """Share of questions one of whose first k windows holds a gold span."""
-    hit = gold_windows(gold, starts, window)
+    hit = gold_windows(gold, starts, window).any(1)
     return [hit[:, :k].any(1).float().mean().item() for k in ks]
 
 

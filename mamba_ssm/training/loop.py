@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mamba_ssm.training.capture import Captured
+
+Parts = dict[str, Tensor]
+"""Losses, by name."""
 
 NO_DECAY = (
     "A_log",
@@ -43,18 +50,22 @@ def parameter_groups(
 
 def train(
     model: nn.Module,
-    loss: Callable[[int], dict[str, Tensor]],
+    loss: Callable[[Any], Parts],
     steps: int,
     lr: float,
+    batches: Iterable[Any] | None = None,
+    capture: bool = False,
     decay: float = 0.01,
     warmup: int = 100,
     slow: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
     report: Callable[[Tensor], None] | None = None,
 ) -> None:
-    """Minimise the sum of loss(step)'s parts. Raises FloatingPointError when a loss that is logged is not finite.
+    """Minimise the sum of loss(batch)'s parts, or of loss(step)'s where there are no ``batches``.
 
-    ``report`` is given the loss after each step, on the model's device.
+    ``capture``: on a GPU, replay the two passes as CUDA graphs; loss and batches must be fit for that, see Captured.
+    ``report`` is given the loss after each step, on the model's device. Raises FloatingPointError when a loss that is
+    logged is not finite.
     """
     device = next(model.parameters()).device
     groups = parameter_groups(model.named_parameters(), lr, decay, slow or {})
@@ -63,18 +74,25 @@ def train(
         optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(1.0, s / steps)))
     )
     started, trained = time.perf_counter(), [p for g in groups for p in g["params"]]
-    model.train()
-    for step in range(steps):
+
+    def backward(batch: Any) -> Parts:
+        for parameter in trained:
+            parameter.grad = None
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts = loss(step)
-        total = torch.stack(list(parts.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
+            parts = loss(batch)
+        torch.stack(list(parts.values())).sum().backward()
+        return {name: part.detach() for name, part in parts.items()}
+
+    run = Captured(backward, trained) if capture and device.type == "cuda" else backward
+    model.train()
+    for step, batch in zip(range(steps), itertools.count() if batches is None else batches, strict=False):
+        parts = run(batch)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
+        total = torch.stack(list(parts.values())).sum()
         if report is not None:
-            report(total.detach())
+            report(total)
         if step % 100 < 3 or step == steps - 1:
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss is {total.item()} at step {step}: lower the learning rate")

@@ -6,7 +6,7 @@ Shapes: Q questions, M question tokens, K windows, W tokens of a window, T token
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,39 +25,48 @@ Frame = tuple[list[int], list[int]]
 MARKS: Frame = ([QUESTION], [ANSWER])  # what stands before a question and after it, in the default vocabulary
 IGNORE = -100
 MAX_ANSWER = 16
-LEFT_OUT = 0.15
 CONTEXT = 192
+RANK_DECAY = 0.08  # how much less likely than the one above it the reader sees a window
+WITH_GOLD = 0.85  # how often it surely sees all windows with an answer that the search found
+HARD, RANKS = 0.3, 0.3  # weights of the right places, and of the order of windows, beside a teacher's places
 
 
-@dataclass(frozen=True)
-class ReadBatch:
+class Taught(NamedTuple):
+    """A teacher's logits for first and last token, of retrieved tokens (Q, K, W, 2) and of 'no answer here' (2,)."""
+
+    logits: Tensor
+    nothing: Tensor
+
+
+class ReadBatch(NamedTuple):
     """What one step of training reads.
 
-    Questions (Q, M); windows (Q, K, W) with their scores (Q, K) and first tokens in the book (Q, K); gold spans
-    (Q, G, 2) in the book, -1 where there are fewer; answers (Q, T), END where shorter.
+    Numbers (Q,) of the questions; questions (Q, M); windows (Q, K, W) with their scores (Q, K) and first tokens in the
+    book (Q, K); gold spans (Q, G, 2) in the book, all to be found, -1 where there are fewer; the first answer (Q, T),
+    END where shorter.
     """
 
+    numbers: Tensor
     questions: Tensor
     windows: Tensor
     scores: Tensor
     starts: Tensor
     gold: Tensor
     answers: Tensor
+    taught: Taught | None
 
 
 def right_places(starts: Tensor, gold: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Which retrieved tokens begin and end a gold span that stands whole in its window.
+    """Which retrieved tokens begin and end each gold span, where it stands whole in its window.
 
-    starts (Q, K), gold (Q, G, 2) -> two (Q, K * W + 1); the last is 'no answer here', right where nothing else is.
+    starts (Q, K), gold (Q, G, 2) -> two (Q, G, K * W + 1); the last is 'no answer here', right where nothing else is.
     """
     place = starts[..., None] + torch.arange(window, device=starts.device)
-    first, last = gold[:, None, None, :, 0], gold[:, None, None, :, 1]
-    begin, end = starts[..., None, None], starts[..., None, None] + window
-    whole = (first >= 0) & (begin >= 0) & (first >= begin) & (last < end)
-    firsts = ((place[..., None] == first) & whole).any(-1).flatten(1)
-    lasts = ((place[..., None] == last) & whole).any(-1).flatten(1)
-    nothing = ~firsts.any(1, keepdim=True)
-    return torch.cat([firsts, nothing], 1), torch.cat([lasts, nothing], 1)
+    whole = gold_windows(gold, starts, window)[..., None]
+    firsts, lasts = (((place[:, None] == gold[..., i, None, None]) & whole).flatten(2) for i in (0, 1))
+    nothing = torch.zeros_like(firsts[..., :1])
+    nothing[:, 0] = ~firsts.flatten(1).any(1, keepdim=True)
+    return torch.cat([firsts, nothing], 2), torch.cat([lasts, nothing], 2)
 
 
 def read_batches(
@@ -68,42 +77,77 @@ def read_batches(
     window: int,
     rng: np.random.Generator,
     device: torch.device | str,
+    taught: Sequence[Taught] | None = None,
 ) -> Iterator[ReadBatch]:
     """Endless batches of questions with k of the windows that the search found in one of their books.
 
-    ``mined``: starts and scores (all questions, found) for each kind of book. Some windows are left out at random, so
-    that the reader sees further down the list and does not trust the rank alone. Where the search missed, half of the
-    time the last window becomes one that holds the answer; else 'no answer here' is right.
+    ``mined``: starts and scores (all questions, found) for each kind of book; ``taught``: what a teacher makes of these
+    windows. The k are drawn without repetition, likelier where they rank higher, so that the reader sees further down
+    the list and does not trust the rank alone; where none of them holds the answer, 'no answer here' is right.
     """
-    ids, questions, gold_of = (
-        torch.from_numpy(examples.ids),
-        torch.from_numpy(examples.questions),
-        absolute_gold(examples),
-    )
+    ids, questions = torch.from_numpy(examples.ids).to(device), torch.from_numpy(examples.questions).to(device)
+    gold_of = absolute_gold(examples).to(device)
+    mined = [(starts.to(device), scores.to(device)) for starts, scores in mined]
+    draws = torch.Generator(device).manual_seed(int(rng.integers(1 << 31)))
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=draws, device=device).clamp(1e-9, 1 - 1e-7)
+
+    for numbers in _in_random_order(len(questions), rows, draws, device):
+        kind = int(rng.integers(len(mined)))
+        starts, scores = (found[numbers] for found in mined[kind])
+        gold = gold_of[numbers]
+        # The largest of log p + Gumbel noise are draws without repetition.
+        chance = -RANK_DECAY * torch.arange(starts.shape[1], device=device) - torch.log(
+            -torch.log(uniform(*starts.shape))
+        )
+        sure = gold_windows(gold, starts, window).any(1) & (uniform(rows, 1) < WITH_GOLD)
+        order = chance.masked_fill(sure, float("inf")).topk(k, 1).indices.sort(1).values
+        starts, scores = starts.gather(1, order), scores.gather(1, order)
+        answer = gold[:, 0, :1] + torch.arange(MAX_ANSWER, device=device)
+        answers = torch.where(answer <= gold[:, 0, 1:], ids[answer.clamp(max=len(ids) - 1)], END)
+        lesson = None
+        if taught is not None:
+            logits = taught[kind].logits[numbers[:, None], order].float()
+            lesson = Taught(logits, taught[kind].nothing)
+        windows = window_ids(ids, starts, window)
+        yield ReadBatch(numbers, questions[numbers], windows, scores, starts, gold, answers, lesson)
+
+
+def _in_random_order(n: int, rows: int, draws: torch.Generator, device: torch.device | str) -> Iterator[Tensor]:
+    """Numbers below n, so many at a time, all before one comes again; those that are left over at the end wait."""
     while True:
-        pick = torch.from_numpy(rng.choice(len(questions), rows, replace=False))
-        starts, scores = (found[pick] for found in mined[int(rng.integers(len(mined)))])
-        left_out = torch.from_numpy(rng.random(starts.shape) < LEFT_OUT)
-        order = (left_out * starts.shape[1] + torch.arange(starts.shape[1])).argsort(1)[:, :k]
-        starts, scores, gold = starts.gather(1, order), scores.gather(1, order), gold_of[pick]
-        missed = ~gold_windows(gold, starts, window).any(1)
-        mended = missed & torch.from_numpy(rng.random(rows) < 0.5)
-        first, last = gold[:, 0].unbind(-1)
-        room = (window - (last - first)).clamp(min=1)
-        around = (first - (torch.from_numpy(rng.random(rows)) * room).long()).clamp(min=0)
-        starts[mended, -1] = around[mended]
-        answer = first[:, None] + torch.arange(MAX_ANSWER)
-        answers = torch.where(answer <= last[:, None], ids[answer.clamp(max=len(ids) - 1)], END)
-        batch = (questions[pick], window_ids(ids, starts, window), scores, starts, gold, answers)
-        yield ReadBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        order = torch.randperm(n, generator=draws, device=device)
+        yield from order[: n // rows * rows].split(rows)
 
 
 def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tensor:
-    """Cross-entropy of the answer's first and last token among all retrieved tokens."""
+    """Cross-entropy of the answers' first and last tokens among all retrieved tokens; a teacher's beside the right."""
     assert model.esi is not None
-    first, last = model.esi.reader.span_logits(memory)
-    right_first, right_last = right_places(batch.starts, batch.gold, memory.ids.shape[2])
-    return any_of_loss(first, right_first) + any_of_loss(last, right_last)
+    logits = model.esi.reader.span_logits(memory)
+    right = right_places(batch.starts, batch.gold, memory.ids.shape[2])
+    loss = any_of_loss(logits[0], right[0]) + any_of_loss(logits[1], right[1])
+    return loss if batch.taught is None else HARD * loss + taught_loss(logits, batch.taught)
+
+
+def taught_loss(logits: tuple[Tensor, Tensor], taught: Taught) -> Tensor:
+    """Cross-entropy with a teacher's distributions: over places, and over windows by the mean of their best logits.
+
+    Distillation after Hinton et al. 2015 (arXiv 1503.02531), at a temperature of 1. logits: two (Q, K * W + 1).
+    """
+    Q, K, W, _ = taught.logits.shape
+    places = [
+        _soft_cross_entropy(mine, torch.cat([his.flatten(1), nothing.expand(Q, 1)], 1))
+        for mine, his, nothing in zip(logits, taught.logits.unbind(-1), taught.nothing, strict=True)
+    ]
+    best = [mine[:, :-1].view(Q, K, W).amax(-1) for mine in logits]
+    ranks = _soft_cross_entropy((best[0] + best[1]) / 2, taught.logits.amax(2).mean(-1))
+    return places[0] + places[1] + RANKS * ranks
+
+
+def _soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Of (Q, P) logits; -inf, where no token is, would give NaN times the teacher's 0."""
+    return -(teacher.softmax(-1) * logits.float().clamp(min=-1e4).log_softmax(-1)).sum(-1).mean()
 
 
 def answer_sequences(
@@ -112,7 +156,7 @@ def answer_sequences(
     """<|question|> question <|answer|> answer <|endoftext|> in a row each -> ids and targets (Q, T).
 
     With ``contexts`` (Q, C), text of the book stands before the question, and is to be predicted too: plain language
-    modelling.
+    modelling. T is as long as the longest of such questions and answers could need.
     """
     rows = []
     for i, (question, answer) in enumerate(zip(questions.tolist(), answers.tolist(), strict=True)):
@@ -120,10 +164,11 @@ def answer_sequences(
         asked = [*frame[0], *(t for t in question if t), *frame[1]]
         said = [*(t for t in answer if t), END]
         rows.append(([*text, *asked, *said[:-1]], [*text[1:], *[IGNORE] * (len(asked) - (not text)), *said]))
-    width = max(len(ids) for ids, _ in rows)
+    width = (0 if contexts is None else contexts.shape[1]) + len(frame[0]) + questions.shape[1] + len(frame[1])
+    width += answers.shape[1]
     ids = torch.tensor([ids + [END] * (width - len(ids)) for ids, _ in rows])
     targets = torch.tensor([targets + [IGNORE] * (width - len(targets)) for _, targets in rows])
-    return ids, targets
+    return ids.to(questions.device), targets.to(questions.device)
 
 
 def plain_sequences(batch: ReadBatch, ids: Tensor, rows: int, frame: Frame = MARKS) -> tuple[Tensor, Tensor]:
@@ -135,7 +180,5 @@ def plain_sequences(batch: ReadBatch, ids: Tensor, rows: int, frame: Frame = MAR
 
 def answer_loss(model: MambaLMHeadModel, memory: Memory | None, ids: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of what the language model says, with the windows injected or without: ids and targets (Q, T)."""
-    device = next(model.parameters()).device
-    ids, targets = ids.to(device), targets.to(device)
     logits = model(ids).logits if memory is None else model.answer_logits(ids, memory)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)

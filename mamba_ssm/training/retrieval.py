@@ -6,7 +6,7 @@ Shapes: Q questions, A article crops, T tokens of a crop, W windows, K kept wind
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,10 @@ from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.losses import any_of_loss
 
 
-@dataclass(frozen=True)
-class SearchBatch:
+class SearchBatch(NamedTuple):
     """Crops (A, T) of articles, questions (Q, M), and each question's crop (Q,) and gold spans in it (Q, G, 2).
 
-    Where a question has fewer spans, the rest are -1.
+    Each of its spans is to be found; where a question has fewer, the rest are -1.
     """
 
     crops: Tensor
@@ -43,10 +42,13 @@ def search_batches(
 ) -> Iterator[SearchBatch]:
     """Endless batches of crops of distinct articles, with questions whose answers lie inside the crops.
 
+    All are of one shape: a question comes twice where the crops have too few.
+
     Articles without questions are only taken where there are too few others.
     ``word_dropout`` is the share of the questions' tokens that are left out, against learning questions by heart.
     """
     n_articles = len(examples.offsets) - 1
+    n_questions = min(max_questions, len(examples.questions))
     by_article = [np.flatnonzero(examples.article == a) for a in range(n_articles)]
     asked = np.array([len(rows) > 0 for rows in by_article])
     while True:
@@ -65,7 +67,7 @@ def search_batches(
             crop_of.append(np.full(len(candidates), place))
             shift.append(np.full(len(candidates), start))
         rows, crop_rows, shifts = map(np.concatenate, (chosen, crop_of, shift))
-        pick = rng.permutation(len(rows))[:max_questions]
+        pick = np.resize(rng.permutation(len(rows)), n_questions)
         gold = examples.gold[rows[pick]]
         questions = examples.questions[rows[pick]]
         dropped = rng.random(questions.shape) < word_dropout
@@ -77,10 +79,10 @@ def search_batches(
 
 
 def gold_windows(gold: Tensor, starts: Tensor, window: int) -> Tensor:
-    """Which windows hold a gold span whole: gold (Q, G, 2), starts (Q, W) or (W,) -> (Q, W)."""
+    """Which windows hold which gold span whole: gold (Q, G, 2), starts (Q, W) or (W,) -> (Q, G, W)."""
     first, last = gold[..., 0, None], gold[..., 1, None]
     starts = starts.expand(len(gold), -1)[:, None]
-    return ((first >= 0) & (starts <= first) & (last < starts + window) & (starts >= 0)).any(1)
+    return (first >= 0) & (starts <= first) & (last < starts + window) & (starts >= 0)
 
 
 def without_padding(questions: Tensor) -> Tensor:
@@ -93,15 +95,14 @@ def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
     searcher = model.searcher()
     window, stride = searcher.config.window, searcher.config.stride
     keys = searcher.segment_keys(segments(batch.crops, searcher.config).flatten(0, 1))
-    query = searcher.ask(without_padding(batch.questions)).query
+    query = searcher.ask(batch.questions).query
     n_crops = len(batch.crops)
     maxima = half_window_maxima(query, keys.flatten(0, 1).to(torch.bfloat16), stride).float()
     scores = window_scores(query, maxima.unflatten(-1, (n_crops, -1)))
     starts = stride * torch.arange(scores.shape[-1], device=scores.device)
-    right = torch.zeros_like(scores, dtype=torch.bool)
-    rows = torch.arange(len(batch.crop), device=scores.device)
-    right[rows, batch.crop] = gold_windows(batch.gold, starts, window)
-    return any_of_loss(scores.flatten(1), right.flatten(1))
+    own = batch.crop[:, None] == torch.arange(n_crops, device=scores.device)
+    right = own[:, None, :, None] & gold_windows(batch.gold, starts, window)[:, :, None]
+    return any_of_loss(scores.flatten(1), right.flatten(2))
 
 
 @torch.no_grad()

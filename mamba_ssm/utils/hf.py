@@ -56,7 +56,7 @@ def load_state_dict_hf(
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(read_weights(file))
-    tensors = _dequantise(tensors, path)
+    tensors = dequantise(tensors, path)
     if "backbone.embeddings.weight" in tensors:  # the one key that transformers names differently
         tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
     return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for k, v in tensors.items()}
@@ -178,7 +178,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _dequantise(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def dequantise(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """NAME.int8 (rows, columns) times NAME.scale (rows, 1) is NAME: how the model that this package ships is packed."""
     packed = [key.removesuffix(".int8") for key in tensors if key.endswith(".int8")]
     for name in packed:
