@@ -57,15 +57,14 @@ def train(plain_model, questions):
 
 @pytest.fixture(scope="module")
 def frozen(train):
-    return train(with_backbone=False, steps=STEPS, lr=3e-3)
+    return train(with_backbone=False, steps=STEPS, lr=1e-2)
 
 
 def test_the_losses_fall(frozen):
     _, losses = frozen
     assert len(losses) == STEPS
-    for part, every in ((losses[:SEARCHED], 1), (losses[SEARCHED:], 3)):  # each third step has the search's loss too
-        first, last = part[::every][:3], part[::every][-3:]
-        assert sum(last) < 0.9 * sum(first)
+    assert sum(losses[SEARCHED - 3 : SEARCHED]) < 0.8 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.5 * sum(losses[SEARCHED : SEARCHED + 3])
 
 
 def test_the_checkpoint_stays_as_it_is_to_the_bit(frozen, plain_model, tmp_path):
