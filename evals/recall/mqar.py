@@ -264,6 +264,11 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def seeds(row: dict[str, Any]) -> str:
+    """The mean of an arm's runs, and each of them."""
+    return f"{row['mean']:.4f} (" + ", ".join(f"{one['value']:.4f}" for one in row["by_seed"]) + ")"
+
+
 def sizes(text: str) -> Size:
     return Size(*map(int, text.split(",")))
 
@@ -315,10 +320,8 @@ def main() -> int:
                     best = max(of_arm, key=mean_accuracy)["rate"]
                     pending |= {start(arm, best, seed, False) for seed in arguments.seeds}
                 write(arguments.out, result)
-    for arm, table in result["accuracy"].items():
-        for row in table:
-            each = ", ".join("{:.4f} [{:.4f}, {:.4f}]".format(f["value"], *f["interval_95"]) for f in row["by_seed"])
-            print(f"{arm}, length {row['length']}, {row['pairs']} pairs: {row['mean']:.4f} ({each})")
+    for plain, esi in zip(result["accuracy"][PLAIN], result["accuracy"][WITH_ESI], strict=True):
+        print(f"| {plain['length']}, {plain['pairs']} | {seeds(plain)} | {seeds(esi)} |")
     result["complete"] = True
     write(arguments.out, result)
     return 0
