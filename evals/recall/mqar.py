@@ -201,6 +201,10 @@ def correct(model: MambaLMHeadModel, rows: Rows) -> tuple[int, int | None]:
     return int((said == rows.values.flatten()).sum()), found
 
 
+def nothing_right(size: Size) -> dict[str, Any]:
+    return {"length": size.length, "pairs": size.pairs, "queries": size.rows * size.pairs, "correct": 0}
+
+
 def measure(model: MambaLMHeadModel, sizes: tuple[Size, ...], seed: int, setting: Setting) -> list[dict[str, Any]]:
     """Queries, and how many of them are answered rightly, by size. In fp32."""
     table = []
@@ -208,8 +212,7 @@ def measure(model: MambaLMHeadModel, sizes: tuple[Size, ...], seed: int, setting
         rows = rows_of(size, seed + number, setting.vocabulary, setting.device)
         n = max(1, QUERIES_AT_ONCE // size.pairs)
         parts = [correct(model, rows[i : i + n]) for i in range(0, size.rows, n)]
-        row = {"length": size.length, "pairs": size.pairs, "queries": size.rows * size.pairs}
-        row["correct"] = sum(right for right, _ in parts)
+        row = nothing_right(size) | {"correct": sum(right for right, _ in parts)}
         if model.esi is not None:
             row["found"] = sum(found for _, found in parts if found is not None)
         table.append(row)
@@ -242,7 +245,7 @@ def run(setting: Setting, arm: str, rate: float, seed: int, development: bool) -
     try:
         train(model, loss, steps, rate, decay=DECAY, warmup=min(100, steps), log=log.append)
     except FloatingPointError as error:
-        return row | {"failed": str(error), "log": log, "sizes": []}
+        return row | {"failed": str(error), "sizes": [nothing_right(size) for size in sizes], "log": log}
     row["seconds"] = {"train": time.perf_counter() - started}
     started = time.perf_counter()
     row["sizes"] = measure(model, sizes, made_of, setting)
@@ -251,7 +254,7 @@ def run(setting: Setting, arm: str, rate: float, seed: int, development: bool) -
 
 
 def mean_accuracy(row: dict[str, Any]) -> float:
-    return float(np.mean([size["correct"] / size["queries"] for size in row["sizes"]] or [0.0]))
+    return float(np.mean([size["correct"] / size["queries"] for size in row["sizes"]]))
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

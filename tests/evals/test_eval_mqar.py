@@ -142,3 +142,4 @@ def test_a_run_whose_loss_is_not_finite_answers_nothing():
     row = experiment.run(TINY, PLAIN, float("inf"), seed=0, development=True)
     assert "loss" in row["failed"]
     assert experiment.mean_accuracy(row) == 0.0
+    assert experiment.summary([row])[0]["by_seed"][0]["interval_95"][1] > 0.0
