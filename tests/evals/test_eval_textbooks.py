@@ -1,4 +1,4 @@
-"""Textbooks made of fixtures: the gold spans are the answers, and a whole run. And the questions that are really asked."""
+"""Textbooks made of fixtures: the gold spans are the answers, and a whole run. And the questions as they are asked."""
 
 import gzip
 import json
