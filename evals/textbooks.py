@@ -1,7 +1,7 @@
 """Evidence recall in books of other kinds than SQuAD's articles: a science textbook, manuals, and research papers.
 
     python scripts/fetch_data.py --held-out
-    python evals/textbooks.py
+    python evals/textbooks.py [--books qasper ...]
 
 sciq: the paragraphs that support SciQ's questions, joined into one book; a hit is a passage that holds the right answer
 in the question's own paragraph. Questions whose paragraph does not spell the answer are left out.
@@ -36,6 +36,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from fetch_data import paper_text, plain_text
 
 QUESTIONS = ROOT / "evals" / "questions"
+QUOTED = ("debian_handbook", "rust_book")
+NAMES = ("sciq", "python_faq", *QUOTED, "qasper")
 BREAK = "\n\n"
 
 
@@ -146,6 +148,7 @@ def ask(engine: Engine, book: Textbook) -> list[int | None]:
 def main() -> int:
     parser = options(__doc__ or "", n=0)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "held_out")
+    parser.add_argument("--books", nargs="+", choices=NAMES, default=NAMES, help="which to ask (default: all)")
     arguments = parser.parse_args()
     out = arguments.out or RESULTS / "textbooks.json"
     engine = Engine.load(arguments.model, arguments.device)
@@ -154,10 +157,11 @@ def main() -> int:
     sets = {
         "sciq": [sciq(held_out / "sciq.jsonl.gz")],
         "python_faq": [python_faq(held_out / "python_faq")],
-        **{name: [quoted(held_out / name, QUESTIONS / f"{name}.jsonl")] for name in ("debian_handbook", "rust_book")},
+        **{name: [quoted(held_out / name, QUESTIONS / f"{name}.jsonl")] for name in QUOTED},
         "qasper": qasper(held_out / "qasper.jsonl.gz"),
     }
-    for name, books in sets.items():
+    for name in arguments.books:
+        books = sets[name]
         ranks = [rank for book in books for rank in ask(engine, book)]
         peer = [rank for book in books for rank in bm25(*book)]
         row = {

@@ -12,9 +12,8 @@ from mamba_ssm.training.heldout import fingerprints, read_fingerprints
 
 TESTS = Path(__file__).parents[1]
 HELD_OUT = TESTS.parent / "data" / "held_out"
-QUOTED = ("debian_handbook", "rust_book")
 needs_data = pytest.mark.skipif(
-    not all((HELD_OUT / name).exists() for name in (*QUOTED, "qasper.jsonl.gz")),
+    not all((HELD_OUT / name).exists() for name in (*textbooks.QUOTED, "qasper.jsonl.gz")),
     reason="no data/held_out/: run scripts/fetch_data.py --held-out",
 )
 
@@ -63,7 +62,7 @@ def folder(tmp_path):
     write_requests(tmp_path / "qasper.jsonl.gz", [PAPER | doc for doc in QASPER])
     (tmp_path / "python_faq").mkdir()
     (tmp_path / "python_faq" / "0.html").write_text(PAGE, encoding="utf-8")
-    for name in QUOTED:
+    for name in textbooks.QUOTED:
         (tmp_path / name).mkdir()
         for number in range(12):
             (tmp_path / name / f"{number}.html").write_text(CHAPTER.format(number), encoding="utf-8")
@@ -121,7 +120,7 @@ def test_a_paper_is_a_book_with_the_questions_that_its_text_answers(folder):
     assert paper.text.split(textbooks.BREAK)[-2:] == ["Results", "They are heavy."]
 
 
-@pytest.mark.parametrize("name", QUOTED)
+@pytest.mark.parametrize("name", textbooks.QUOTED)
 def test_the_questions_are_fifty_and_their_quotes_short(name):
     rows = [json.loads(line) for line in (textbooks.QUESTIONS / f"{name}.jsonl").read_text("utf-8").splitlines()]
     assert len({row["question"] for row in rows}) == 50
@@ -134,7 +133,7 @@ def test_the_questions_are_fifty_and_their_quotes_short(name):
 
 
 @needs_data
-@pytest.mark.parametrize("name", QUOTED)
+@pytest.mark.parametrize("name", textbooks.QUOTED)
 def test_every_quote_is_in_its_book_once_and_all_parts_are_asked_about(name):
     book = textbooks.quoted(HELD_OUT / name, textbooks.QUESTIONS / f"{name}.jsonl")
     tenths = {10 * start // len(book.text) for gold in book.gold for start, _ in gold}
@@ -148,7 +147,7 @@ def test_what_is_asked_about_is_guarded_by_fingerprints():
     books = {paper.text.split(textbooks.BREAK)[0]: paper.text for paper in papers}
     found = fingerprints([], books)
     assert found.titles <= guarded.titles
-    for name in QUOTED:
+    for name in textbooks.QUOTED:
         pages = [page.read_text(encoding="utf-8") for page in (HELD_OUT / name).glob("*.html")]
         found.paragraphs.update(
             fingerprints([], {"": textbooks.BREAK.join(map(textbooks.plain_text, pages))}).paragraphs
@@ -168,5 +167,5 @@ def test_a_run_reports_all_books_beside_bm25(tiny_model, folder, monkeypatch):
     books = json.loads(out.read_text())["books"]
     asked = {"sciq": 3, "python_faq": 2, "debian_handbook": 2, "rust_book": 2, "qasper": 2}
     assert {name: book["questions"] for name, book in books.items()} == asked
-    for name in ("sciq", *QUOTED):
+    for name in ("sciq", *textbooks.QUOTED):
         assert books[name]["recall"]["@32"]["value"] == 1.0, name  # a book is a few passages
