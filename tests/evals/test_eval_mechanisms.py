@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mamba_ssm.training.loop import train
 from mamba_ssm.training.reading import IGNORE, answer_sequences
 
-V, D, L, BLOCK = 256, 32, 192, 48
+V, D, L = 256, 32, 192
 SMALL = {
     "d_state": 4,
     "d_search": 32,
@@ -76,10 +76,11 @@ def outcome(arm, batch, in_use=False):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_arm_answers_and_a_step_lessens_its_loss(name, borrowed):
-    if name.startswith("windows_of"):
-        arms.ESI_SIZES["segment"], arms.ESI_SIZES["warmup"] = 256, 64  # such windows need longer segments
+    texts = facts(4)
+    if name.startswith("windows_of"):  # they need longer segments
+        arms.ESI_SIZES["segment"], arms.ESI_SIZES["warmup"], texts = 256, 64, facts(4, 960)
     torch.manual_seed(0)
-    arm, batch = EVERY[name](borrowed).eval(), everything(facts(4))
+    arm, batch = EVERY[name](borrowed).eval(), everything(texts)
     with torch.no_grad():
         assert arm.logits(batch).shape == (16, 16, V)
     frozen = {key for key, factor in arm.slow.items() if factor == 0}
@@ -154,7 +155,7 @@ def trained(borrowed):
     patched = arms.ESI_SIZES | SMALL
     arm = arms.ESI(arms.build(borrowed, arms.LAYERS_BESIDE_READER, patched))
     batches = training_batches([facts(256)], 8, 4, np.random.default_rng(0))
-    train(arm, lambda _: arm.losses(next(batches)), 100, 1e-2, warmup=10, slow=arm.slow, log=lambda _: None)
+    train(arm, lambda _: arm.losses(next(batches)), 70, 1e-2, warmup=7, slow=arm.slow, log=lambda _: None)
     return arm
 
 
