@@ -76,7 +76,7 @@ def ablated(records: Sequence[Record], path: Path) -> None:
         values = [found.value for row in rows if (found := share(first, row, test)) is not None]
         axes.barh(range(len(rows)), values, color=["C1", *["C0"] * (len(rows) - 1)])
         axes.axvline(values[0], color="C1", linewidth=0.8)
-        axes.set(title=test, xlabel="answers right")
+        axes.set(title=test, xlabel="answers right", xlim=(0, 1))
     all_axes[0].set_yticks(range(len(rows)), list(rows.values()))
     all_axes[0].invert_yaxis()
     save(figure, path)

@@ -4,9 +4,9 @@
 
 Half of the training's texts are real text with needles of one key and of several laid into it, their values words and
 numbers (mamba_ssm/training/recall/needles.py, with its training words and templates); half are crops of SQuAD training
-articles. The tests are needles with the test's words and templates, in books that the training has not, at three
-lengths, and the beginnings of development articles. Whatever a text's length, it holds eight questions' needles.
-Needs the extra `evals`, and the fetched and prepared data.
+articles as scripts/prepare_data.py leaves them, planted facts and all. The tests are needles with the test's words and
+templates, in books that the training has not, at three lengths, and the beginnings of development articles. Whatever a
+text's length, it holds eight questions' needles. Needs the extra `evals`, and the fetched and prepared data.
 """
 
 from __future__ import annotations

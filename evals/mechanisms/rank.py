@@ -1,10 +1,9 @@
 """Rank the windows of the tests by MiniLM, and by its fusion with BM25 (reciprocal ranks, Cormack et al. 2009).
 
-    python evals/mechanisms/rank.py [--data data] [--texts data/mechanisms.safetensors] [--device cuda] [--out FILE]
+    python evals/mechanisms/rank.py [--texts data/mechanisms.safetensors] [--device cuda] [--out FILE]
 
 Needs transformers; half an hour on two cores, or seconds on a GPU. Writes data/mechanisms_rankings.safetensors after
-every test, and goes on where it was broken off. ``--pack FILE`` writes MiniLM with its matrices in int8, a scale a row,
-in a quarter of the room, for a machine that it must be carried to; ``--minilm FILE`` reads that.
+every test, and goes on where it was broken off.
 """
 
 from __future__ import annotations
@@ -30,46 +29,22 @@ from mamba_ssm.text.tokenizer import Tokenizer
 RANKED = 64
 FUSION = 60  # the constant of reciprocal rank fusion
 SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-SCALE = ".scale"
-
-
-def packed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices in int8 with a scale a row."""
-    out = {}
-    for name, weight in weights.items():
-        if weight.dim() == 2:
-            scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
-            out |= {name: (weight / scale).round().to(torch.int8), name + SCALE: scale}
-        else:
-            out[name] = weight
-    return out
-
-
-def unpacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `packed` packed, or weights as they are, in fp32."""
-    scales = {name: weights[name + SCALE] for name in weights if name + SCALE in weights}
-    kept = {name: weight.float() for name, weight in weights.items() if not name.endswith(SCALE)}
-    return {name: weight * scales[name] if name in scales else weight for name, weight in kept.items()}
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """MiniLM's without its pooler, which sentences do not use."""
-    unused = ("pooler.", "embeddings.position_ids")
-    return {name: weight for name, weight in load_file(file).items() if not name.startswith(unused)}
+UNUSED = ("pooler.", "embeddings.position_ids")  # by the vectors of sentences
 
 
 class MiniLM:
     """all-MiniLM-L6-v2: unit vectors of texts, the mean of the last states."""
 
-    def __init__(self, weights: Path, pieces: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         from tokenizers import Tokenizer as WordPieces
         from transformers import BertConfig, BertModel
 
         self.model = BertModel(BertConfig(vocab_size=30522, **SIZES), add_pooling_layer=False).eval()
-        self.model.load_state_dict(unpacked(read_weights(weights)))
+        kept = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith(UNUSED)}
+        self.model.load_state_dict(kept)
         self.model.to(device)
         self.device = device
-        self.tokenizer = WordPieces.from_file(str(pieces))
+        self.tokenizer = WordPieces.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(256)
         self.tokenizer.enable_padding()
 
@@ -107,18 +82,13 @@ def ranked(texts: Texts, tokenizer: Tokenizer, embed: MiniLM) -> dict[str, Tenso
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = ROOT / "data"
-    parser.add_argument("--minilm", type=Path, default=data / "minilm" / "model.safetensors")
-    parser.add_argument("--pieces", type=Path, default=data / "minilm" / "tokenizer.json")
-    parser.add_argument("--pack", type=Path, help="write MiniLM there in int8, and do nothing else")
+    parser.add_argument("--minilm", type=Path, default=data / "minilm", help="a folder")
     parser.add_argument("--texts", type=Path, default=data / "mechanisms.safetensors")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=data / "mechanisms_rankings.safetensors")
     arguments = parser.parse_args()
-    if arguments.pack:
-        save_file(packed(read_weights(arguments.minilm)), arguments.pack)
-        return 0
     tokenizer, sets = Tokenizer.from_folder(DEFAULT_MODEL), load(arguments.texts, "cpu")
-    embed = MiniLM(arguments.minilm, arguments.pieces, torch.device(arguments.device))
+    embed = MiniLM(arguments.minilm, torch.device(arguments.device))
     done = load_file(arguments.out) if arguments.out.exists() else {}
     for name in sorted(TESTS, key=TESTS.__getitem__):
         if f"{name}/minilm" in done:

@@ -1,7 +1,7 @@
 """Train every mechanism on the same texts for as many steps, and measure them at several lengths.
 
     python evals/mechanisms/prepare.py && python evals/mechanisms/rank.py
-    python evals/mechanisms/run.py [--arms plain esi ...] [--steps 300] [--seconds 400] [--device cuda] [--out FILE]
+    python evals/mechanisms/run.py [--arms plain esi ...] [--steps 400] [--seconds 380] [--device cuda] [--out FILE]
     python evals/mechanisms/table.py && python evals/mechanisms/plots.py
 
 Each arm is trained at three learning rates with seed 0, and at the best of them with two more seeds; best is the least
@@ -118,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = [*ARMS, *ABLATIONS]
     parser.add_argument("--arms", nargs="+", choices=every, default=every, metavar="ARM", help=", ".join(every))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--texts", type=int, default=12, help="in a batch, half of them articles")
     parser.add_argument("--per-text", type=int, default=8, help="questions about each")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after these no run is begun")

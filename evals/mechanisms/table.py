@@ -33,10 +33,12 @@ Small models, trained alike: the same borrowed token table, {steps} steps of {te
 {per_text} questions each, the best of the learning rates {rates} by loss on texts kept for development, {seeds}
 seeds; on {gpu}. Half of the training's texts are real text with single-key and multi-key needles, half are crops of
 SQuAD articles. The tests have other names, templates and books. A text holds the needles of eight questions, whatever
-its length; articles are the first 5,952 tokens of development articles. Questions: {numbers}.
+its length; articles are the first 5,952 tokens of development articles.
+Questions: {numbers}.
 
 The language model answers in all rows but the one that points, and an answer is right if greedy decoding gives it to
-its end. In brackets the 95% interval over questions, and the least and the best seed. The scripts: `evals/mechanisms/`;
+its end. In brackets the 95% interval over questions, and the least and the best seed. All of it is what so short a
+training gives: a mechanism that learns more slowly may get further in a longer one. The scripts: `evals/mechanisms/`;
 raw results: `evals/results/mechanisms.jsonl`.
 """
 ORIGINAL = (
@@ -113,10 +115,10 @@ def section(records: Sequence[Record]) -> Iterator[str]:
     yield f"\nWith fewer or more windows ({BY_K}):\n"
     yield from windows_read(records)
     yield "\n![By windows read](assets/mechanisms_by_k.svg)\n"
-    yield "\nOne thing changed at a time, trained anew with one seed at ESI's rate:\n"
+    yield "One thing changed at a time, trained anew with one seed at ESI's rate:\n"
     yield from ablations(records)
     yield "\n![Ablations](assets/mechanisms_ablations.svg)\n"
-    yield "\nClaimed elsewhere, by the authors and on other tasks, so not to be set beside the rows above:\n"
+    yield "Claimed elsewhere, by the authors and on other tasks, so not to be set beside the rows above:\n"
     yield from head(["system", "trained on", "result"])
     for system, paper, length, result in CLAIMED:
         yield line([f"{system} ([{paper}](https://arxiv.org/abs/{paper}))", length, result])

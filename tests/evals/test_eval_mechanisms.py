@@ -182,6 +182,31 @@ def test_the_ranks_that_are_given_decide_what_is_read(trained):
     assert torch.equal(rows["bm25"][1], whole)
 
 
+def test_needles_lie_where_gold_says_and_bm25_finds_them():
+    pytest.importorskip("bm25s")
+    pytest.importorskip("Stemmer")
+    from mechanisms import prepare
+
+    from mamba_ssm.book.engine import DEFAULT_MODEL
+    from mamba_ssm.text.tokenizer import Tokenizer
+    from mamba_ssm.training.recall.filler import Filler
+
+    tokenizer = Tokenizer.from_folder(DEFAULT_MODEL)
+    filler = Filler.of_paragraphs([f"Paragraph {i} speaks of {i * 7} trees. It ends." for i in range(300)], tokenizer)
+    texts = prepare.needle_texts(filler, "test", 2016, 3, "a seed")
+    assert texts.ids.shape == (3, 2016)
+    assert texts.questions.shape == (3, 8, 32)
+    for ids, answers, gold in zip(texts.ids, texts.answers, texts.gold, strict=True):
+        for answer, (first, last) in zip(answers.tolist(), gold.tolist(), strict=True):
+            assert answer[: last + 1 - first] == ids[first : last + 1].tolist()
+            assert not any(answer[last + 1 - first :])
+    assert not (texts.answers.flatten(0, 1) == 0).all(1).any()
+    order = prepare.bm25(texts.ids[0], texts.questions[0], tokenizer)
+    assert order.sort(1).values.tolist() == [list(range(2016 // 32 - 1))] * 8
+    first, last = texts.gold[0].split(1, 1)
+    assert ((order[:, :4] * 32 <= first) & (last < order[:, :4] * 32 + 64)).any(1).all()
+
+
 def test_sets_are_read_as_they_were_saved(tmp_path):
     path = tmp_path / "texts.safetensors"
     sets = {"a": facts(3), "b": facts(2, ranked=True)}
@@ -206,16 +231,6 @@ def test_fusion_prefers_what_both_searches_rank_high():
     )
     assert ranked["minilm"].tolist() == [[[1, 2, 3, 0]]]
     assert ranked["fusion"][0, 0, 0] == 2  # second and first: 1/62 + 1/61 is the most
-
-
-def test_packed_weights_are_nearly_the_weights():
-    weights = {"matrix": torch.randn(8, 64), "bias": torch.randn(8)}
-    packed = rank.packed(weights)
-    assert packed["matrix"].dtype == torch.int8
-    again = rank.unpacked(packed)
-    assert again.keys() == weights.keys()
-    assert torch.equal(again["bias"], weights["bias"])
-    assert (again["matrix"] - weights["matrix"]).abs().max() <= weights["matrix"].abs().max() / 127
 
 
 @pytest.fixture
