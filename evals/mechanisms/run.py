@@ -142,6 +142,8 @@ def main() -> int:
                 print("no time is left", flush=True)
                 return 1
             record = run(arm, rate, seed, sets, borrowed, arguments)
+            if torch.device(arguments.device).type == "cuda":
+                torch.cuda.empty_cache()  # other processes may share the card
             append(arguments.out, record | {"recipe": recipe, "provenance": provenance(arguments)})
             scores = {test: part["right"].count("1") / len(part["right"]) for test, part in record["rows"][""].items()}
             print(arm, rate, seed, f"loss {record['development_loss']:.3f}", scores, record["seconds"], flush=True)
