@@ -97,6 +97,9 @@ def by_k(records: Sequence[Record], test: str, part: str) -> Iterator[tuple[int,
 
 
 def facts(records: Sequence[Record], row: str) -> dict[str, Any]:
-    """Parameters, rate and seeds of a row's arm."""
+    """Parameters, rate and mean loss in development of a row's arm; nothing where it was not run."""
     runs = chosen(records, row.partition("/")[0])
-    return {"parameters": runs[0]["parameters"], "rate": runs[0]["rate"], "seeds": len(runs)} if runs else {}
+    if not runs:
+        return {}
+    loss = sum(run["development_loss"] for run in runs) / len(runs)
+    return {"parameters": runs[0]["parameters"], "rate": runs[0]["rate"], "loss": loss}

@@ -37,9 +37,10 @@ its length; articles are the first 5,952 tokens of development articles.
 Questions: {numbers}.
 
 The language model answers in all rows but the one that points, and an answer is right if greedy decoding gives it to
-its end. In brackets the 95% interval over questions, and the least and the best seed. All of it is what so short a
-training gives: a mechanism that learns more slowly may get further in a longer one. The scripts: `evals/mechanisms/`;
-raw results: `evals/results/mechanisms.jsonl`.
+its end. In brackets the 95% interval over questions, and the least and the best seed; loss is the cross-entropy of a
+token of the answers in the texts for development. All of it is what so short a training gives: a mechanism that learns
+more slowly may get further in a longer one. The scripts: `evals/mechanisms/`; raw results:
+`evals/results/mechanisms.jsonl`.
 """
 ORIGINAL = (
     "The code that this project began from has no published figure. It adds the softmax-weighted embeddings of five\n"
@@ -65,12 +66,13 @@ def head(cells: Sequence[str]) -> list[str]:
 
 
 def mechanisms(records: Sequence[Record]) -> Iterator[str]:
-    yield from head(["mechanism", "parameters", "rate", *TESTS])
+    yield from head(["mechanism", "parameters", "rate", "loss", *TESTS])
     for row, name in results.MECHANISMS.items():
         about = facts(records, row)
         if about:
             shares = [cell(share(records, row, test)) for test in TESTS]
-            yield line([name, f"{about['parameters']:,}", f"{about['rate']:g}", *shares])
+            loss = "" if "/" in row else f"{about['loss']:.2f}"  # of the arm as it was trained
+            yield line([name, f"{about['parameters']:,}", f"{about['rate']:g}", loss, *shares])
 
 
 def in_use(records: Sequence[Record], rows: Mapping[str, str], name: str) -> Iterator[str]:

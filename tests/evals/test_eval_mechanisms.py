@@ -306,7 +306,7 @@ def test_the_table_is_of_the_best_rate_and_all_its_seeds():
     assert (plain.hits, plain.n, plain.by_seed) == (3, 8, (0.25, 0.5))
     assert results.share(RECORDS, "esi/oracle", "needles, 4k") is None
     text = "\n".join(table.section(RECORDS))
-    assert "| plain Mamba | 1,234 | 0.002 | 0.375 [" in text
+    assert "| plain Mamba | 1,234 | 0.002 | 5.00 | 0.375 [" in text
     assert "0.25 to 0.50" in text
     assert "| no copying, injection alone | 0.250 [" in text
     assert "state injection |" not in text  # not run
