@@ -22,12 +22,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,15 +87,14 @@ class Setting:
     testing: tuple[Size, ...] = TEST
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """inputs (B, L), the places of the queries (B, P), the p-th for the row's p-th pair, and their values (B, P)."""
 
     inputs: Tensor
     queries: Tensor
     values: Tensor
 
-    def __getitem__(self, index: Any) -> Rows:
+    def at(self, index: Any) -> Rows:
         return Rows(self.inputs[index], self.queries[index], self.values[index])
 
 
@@ -133,7 +133,8 @@ def window_starts(scores: Tensor, stride: int) -> Tensor:
 def right_windows(scores: Tensor, pairs: int, config: ESIConfig) -> Tensor:
     """Which windows hold a query's pair, key and value: (Q, W)."""
     key = 2 * torch.arange(pairs, device=scores.device).repeat(len(scores) // pairs)
-    return gold_windows(torch.stack([key, key + 1], -1)[:, None], window_starts(scores, config.stride), config.window)
+    pair = torch.stack([key, key + 1], -1)[:, None]
+    return gold_windows(pair, window_starts(scores, config.stride), config.window)[:, 0]
 
 
 def read(model: MambaLMHeadModel, rows: Rows, question: Question, scores: Tensor) -> Memory:
@@ -181,7 +182,8 @@ def losses(model: MambaLMHeadModel, rows: Rows) -> dict[str, Tensor]:
     parts, memory = {}, None
     if model.esi is not None:
         question, scores = search(model, rows)
-        parts["search"] = any_of_loss(scores, right_windows(scores, rows.queries.shape[1], model.esi.config))
+        right = right_windows(scores, rows.queries.shape[1], model.esi.config)
+        parts["search"] = any_of_loss(scores, right[:, None])
         memory = read(model, rows, question, scores)
     parts["answer"] = F.cross_entropy(query_logits(model, rows, memory).float(), rows.values.flatten())
     return parts
@@ -211,7 +213,7 @@ def measure(model: MambaLMHeadModel, sizes: tuple[Size, ...], seed: int, setting
     for number, size in enumerate(sizes):
         rows = rows_of(size, seed + number, setting.vocabulary, setting.device)
         n = max(1, QUERIES_AT_ONCE // size.pairs)
-        parts = [correct(model, rows[i : i + n]) for i in range(0, size.rows, n)]
+        parts = [correct(model, rows.at(slice(i, i + n))) for i in range(0, size.rows, n)]
         row = nothing_right(size) | {"correct": sum(right for right, _ in parts)}
         if model.esi is not None:
             row["found"] = sum(found for _, found in parts if found is not None)
@@ -230,10 +232,10 @@ def run(setting: Setting, arm: str, rate: float, seed: int, development: bool) -
     share = np.array([size.rows for size in setting.training]) / sum(size.rows for size in setting.training)
     log: list[str] = []
 
-    def loss(_: int) -> dict[str, Tensor]:
-        rows = training[rng.choice(len(training), p=share)]
-        index = torch.from_numpy(rng.integers(len(rows.inputs), size=setting.rows)).to(setting.device)
-        return losses(model, rows[index])
+    def batches() -> Iterator[Rows]:
+        while True:
+            rows = training[rng.choice(len(training), p=share)]
+            yield rows.at(torch.from_numpy(rng.integers(len(rows.inputs), size=setting.rows)).to(setting.device))
 
     steps = setting.steps[arm]
     row = {"arm": arm, "rate": rate, "seed": seed, "steps": steps}
@@ -243,7 +245,17 @@ def run(setting: Setting, arm: str, rate: float, seed: int, development: bool) -
         sizes, made_of = tuple(size._replace(rows=min(size.rows, DEVELOPMENT_ROWS)) for size in sizes), DEVELOPMENT
     started = time.perf_counter()
     try:
-        train(model, loss, steps, rate, decay=DECAY, warmup=min(100, steps), log=log.append)
+        train(
+            model,
+            partial(losses, model),
+            steps,
+            rate,
+            batches(),
+            capture=True,
+            decay=DECAY,
+            warmup=min(100, steps),
+            log=log.append,
+        )
     except FloatingPointError as error:
         return row | {"failed": str(error), "sizes": [nothing_right(size) for size in sizes], "log": log}
     row["seconds"] = {"train": time.perf_counter() - started}

@@ -84,12 +84,12 @@ class BM25Search:
         self.starts = np.arange(0, max(haystack.length - config.stride, 1), config.stride)
         self.index = bm25s.BM25()
         windows = (engine.tokenizer.decode(self.text[i : i + config.window]) for i in self.starts)
-        self.index.index(_terms(windows), show_progress=False)
+        self.index.index(terms(windows), show_progress=False)
 
     @torch.inference_mode()
     def __call__(self, questions: Sequence[str], k: int) -> Found:
         engine, config = self.engine, self.engine.config
-        found, _ = self.index.retrieve(_terms(questions), k=min(k, len(self.starts)), show_progress=False)
+        found, _ = self.index.retrieve(terms(questions), k=min(k, len(self.starts)), show_progress=False)
         starts = self.starts[found.astype(np.int64)]
         ids = engine.tokens(self.text[starts[..., None] + np.arange(config.window)])
         scores = torch.cat([self._scores(question, row) for question, row in zip(questions, ids, strict=True)])
@@ -105,7 +105,7 @@ class BM25Search:
         return (matches * query.weights[:, None]).sum(-1)
 
 
-def _terms(texts: Sequence[str] | Iterator[str]) -> Any:
+def terms(texts: Sequence[str] | Iterator[str]) -> Any:
     import bm25s
     import Stemmer
 
