@@ -24,7 +24,7 @@ def test_a_run_trains_and_reports_every_row(plain_model, tmp_path, monkeypatch):
     out = tmp_path / "adapters.json"
     places = {"--model": plain_model, "--data": tmp_path, "--examples": tmp_path / "train.safetensors"}
     places |= {"--trained": tmp_path / "trained", "--out": out}
-    sizes = {"--device": "cpu", "--steps": 2, "--batch": 2, "--n": 3}
+    sizes = {"--device": "cpu", "--steps": 3, "--batch": 2, "--n": 3}
     options = [str(word) for pair in (places | sizes).items() for word in pair]
     monkeypatch.setattr(sys, "argv", ["adapters.py", "--train", *options])
     assert adapters.main() == 0

@@ -72,7 +72,7 @@ def test_the_logits_without_esi_are_the_model_s_at_the_queries():
     model, rows = experiment.build(PLAIN, TINY).eval(), some_rows()
     for number in range(len(rows.inputs)):
         expected = model(rows.inputs[number, None]).logits[0, rows.queries[number]]
-        assert experiment.query_logits(model, rows[[number]], None) == pytest.approx(expected, abs=1e-5)
+        assert experiment.query_logits(model, rows.at([number]), None) == pytest.approx(expected, abs=1e-5)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_an_answer_depends_on_nothing_after_its_query():
     changed[0, place + 1 :] = (changed[0, place + 1 :] + 7) % VOCABULARY
     before, after = (
         experiment.query_logits(model, r, experiment.read(model, r, *experiment.search(model, r)))
-        for r in (rows, dataclasses.replace(rows, inputs=changed))
+        for r in (rows, rows._replace(inputs=changed))
     )
     early = rows.queries[0] <= place
     assert 0 < early.sum() < len(early)

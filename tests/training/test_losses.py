@@ -38,17 +38,25 @@ def model() -> MambaLMHeadModel:
 class TestAnyOf:
     def test_it_is_minus_the_log_of_the_share_of_the_right_places(self) -> None:
         logits = torch.tensor([[0.5, -1.0, 2.0, 0.0], [3.0, 1.0, -2.0, 0.5]])
-        right = torch.tensor([[True, False, True, False], [False, True, False, False]])
+        right = torch.tensor([[[True, False, True, False]], [[False, True, False, False]]])
         shares = []
-        for row, chosen in zip(logits.tolist(), right.tolist(), strict=True):
+        for row, (chosen,) in zip(logits.tolist(), right.tolist(), strict=True):
             masses = [math.exp(x) for x in row]
             shares.append(sum(m for m, c in zip(masses, chosen, strict=True) if c) / sum(masses))
         expected = -sum(map(math.log, shares)) / 2
         assert any_of_loss(logits, right).item() == pytest.approx(expected, rel=1e-5)
 
-    def test_a_row_with_nothing_right_counts_as_nothing(self) -> None:
+    def test_each_of_several_answers_is_to_be_found(self) -> None:
+        logits = torch.tensor([[2.0, -30.0, 2.0, -30.0]])
+        right = torch.tensor([[[True, False, False, False], [False, False, True, False]]])
+        # Half of the mass each is the best that can be.
+        assert any_of_loss(logits, right).item() == pytest.approx(math.log(2), rel=1e-5)
+        one_only = torch.tensor([[30.0, 0.0, 0.0, 0.0]])
+        assert any_of_loss(one_only, right).item() > 10
+
+    def test_an_answer_with_nothing_right_counts_as_nothing(self) -> None:
         logits = torch.tensor([[1.0, 2.0], [5.0, -5.0]], requires_grad=True)
-        right = torch.tensor([[True, False], [False, False]])
+        right = torch.tensor([[[True, False], [False, False]], [[False, False], [False, False]]])
         loss = any_of_loss(logits, right)
         loss.backward()
         assert loss.item() == pytest.approx(math.log(1 + math.e), rel=1e-5)
@@ -58,21 +66,21 @@ class TestAnyOf:
 
     def test_nothing_right_at_all_is_zero_with_a_gradient(self) -> None:
         logits = torch.randn(2, 3, requires_grad=True)
-        loss = any_of_loss(logits, torch.zeros(2, 3, dtype=torch.bool))
+        loss = any_of_loss(logits, torch.zeros(2, 1, 3, dtype=torch.bool))
         loss.backward()
         assert loss.item() == 0.0
         assert logits.grad.isfinite().all()
 
     def test_places_where_nothing_is_have_no_mass(self) -> None:
         logits = torch.tensor([[1.0, float("-inf"), 2.0]], requires_grad=True)
-        loss = any_of_loss(logits, torch.tensor([[True, False, False]]))
+        loss = any_of_loss(logits, torch.tensor([[[True, False, False]]]))
         loss.backward()
         assert loss.item() == pytest.approx(math.log(1 + math.e), rel=1e-5)
         assert logits.grad.isfinite().all()
 
     def test_half_precision_is_summed_in_full(self) -> None:
         logits = torch.zeros(1, 100_000, dtype=torch.float16)
-        right = torch.arange(100_000)[None] == 7
+        right = torch.arange(100_000)[None, None] == 7
         assert any_of_loss(logits, right).item() == pytest.approx(math.log(100_000), rel=1e-4)
 
 
@@ -80,28 +88,29 @@ class TestGold:
     def test_a_window_must_hold_the_whole_span(self) -> None:
         gold = torch.tensor([[[4, 7], [-1, -1]], [[3, 4], [12, 12]], [[-1, -1], [-1, -1]]])
         starts = torch.tensor([0, 4, 8, -1])
+        nowhere = [False, False, False, False]
         assert gold_windows(gold, starts, 8).tolist() == [
-            [True, True, False, False],
-            [True, False, True, False],
-            [False, False, False, False],
+            [[True, True, False, False], nowhere],
+            [[True, False, False, False], [False, False, True, False]],
+            [nowhere, nowhere],
         ]
 
     def test_the_span_that_a_window_cuts_is_not_in_it(self) -> None:
         gold = torch.tensor([[[7, 8]]])
-        assert gold_windows(gold, torch.tensor([[0, 4, 8]]), 8).tolist() == [[False, True, False]]
+        assert gold_windows(gold, torch.tensor([[0, 4, 8]]), 8).tolist() == [[[False, True, False]]]
 
     def test_right_places_are_the_tokens_of_the_spans(self) -> None:
         starts = torch.tensor([[4, 20, 0, -1]])
         gold = torch.tensor([[[5, 6], [22, 22], [50, 51]]])
         first, last = right_places(starts, gold, 8)
         # Windows at 4, 20 and 0 hold span 5..6 at their tokens 1..2, none, 5..6; span 22 is token 2 of the second.
-        assert first.nonzero()[:, 1].tolist() == [1, 8 + 2, 16 + 5]
-        assert last.nonzero()[:, 1].tolist() == [2, 8 + 2, 16 + 6]
-        assert first.shape == last.shape == (1, 4 * 8 + 1)
+        assert first[0].nonzero().tolist() == [[0, 1], [0, 16 + 5], [1, 8 + 2]]
+        assert last[0].nonzero().tolist() == [[0, 2], [0, 16 + 6], [1, 8 + 2]]
+        assert first.shape == last.shape == (1, 3, 4 * 8 + 1)
 
     def test_where_the_search_missed_no_answer_is_right(self) -> None:
         first, last = right_places(torch.tensor([[0, 30]]), torch.tensor([[[7, 8], [-1, -1]]]), 8)
-        assert first.nonzero().tolist() == last.nonzero().tolist() == [[0, 16]]
+        assert first.nonzero().tolist() == last.nonzero().tolist() == [[0, 0, 16]]
 
 
 class TestSequences:
@@ -110,16 +119,16 @@ class TestSequences:
         ids, targets = answer_sequences(questions, answers)
         x = IGNORE
         assert ids.tolist() == [
-            [QUESTION, 11, 12, ANSWER, 21, 22, 23],
-            [QUESTION, 13, 14, 15, ANSWER, 24, END],
+            [QUESTION, 11, 12, ANSWER, 21, 22, 23, END, END],
+            [QUESTION, 13, 14, 15, ANSWER, 24, END, END, END],
         ]
-        assert targets.tolist() == [[x, x, x, 21, 22, 23, END], [x, x, x, x, 24, END, x]]
+        assert targets.tolist() == [[x, x, x, 21, 22, 23, END, x, x], [x, x, x, x, 24, END, x, x, x]]
 
     def test_after_a_text_that_is_learned_too(self) -> None:
         ids, targets = answer_sequences(torch.tensor([[11, 0]]), torch.tensor([[21, 0]]), torch.tensor([[31, 32, 33]]))
         x = IGNORE
-        assert ids.tolist() == [[31, 32, 33, QUESTION, 11, ANSWER, 21]]
-        assert targets.tolist() == [[32, 33, x, x, x, 21, END]]
+        assert ids.tolist() == [[31, 32, 33, QUESTION, 11, ANSWER, 21, END, END]]
+        assert targets.tolist() == [[32, 33, x, x, x, 21, END, x, x]]
 
     def test_every_target_is_the_token_that_comes_next(self) -> None:
         questions, answers = torch.randint(3, 200, (5, 4)), torch.randint(3, 200, (5, 3))
