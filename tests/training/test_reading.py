@@ -1,0 +1,86 @@
+"""Batches of the reader: which windows it sees, and what it learns from a teacher."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_ssm.training.examples import Examples
+from mamba_ssm.training.reading import Taught, read_batches, taught_loss
+
+W, FOUND, K = 8, 6, 3
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(1)
+    n = 20
+    at = rng.integers(0, 90, n)
+    gold = np.stack([at, at + 1], -1)[:, None]
+    questions = np.arange(1, n + 1)[:, None].repeat(2, 1)
+    zeros = np.zeros(n, dtype=np.int64)
+    return Examples(np.arange(1, 101), np.array([0, 100]), questions, zeros, gold, np.tile([[0, 100]], (n, 1)))
+
+
+@pytest.fixture
+def mined(examples):
+    """Six windows a question; the last one found holds the answer."""
+    wrong = (examples.gold[:, 0, :1] + np.arange(20, 20 + 12 * (FOUND - 1), 12)) % 92
+    starts = torch.from_numpy(np.concatenate([wrong, examples.gold[:, 0, :1]], 1))
+    return [(starts, torch.arange(FOUND, 0, -1.0).expand(len(starts), -1).contiguous())]
+
+
+def test_every_question_comes_once_before_one_comes_again(examples, mined):
+    batches = itertools.islice(read_batches(examples, mined, 5, K, W, np.random.default_rng(0), "cpu"), 4)
+    assert sorted(torch.cat([batch.numbers for batch in batches]).tolist()) == list(range(20))
+
+
+def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
+    batches = itertools.islice(read_batches(examples, mined, 20, K, W, np.random.default_rng(0), "cpu"), 50)
+    seen = [
+        (batch.starts == batch.gold[:, 0, :1]).any(1).float().mean().item() for batch in batches
+    ]  # found last of six: by chance alone it would be in fewer than half
+    assert 0.85 < np.mean(seen) < 0.99
+
+
+def test_windows_are_the_text_at_their_starts_in_the_order_found(examples, mined):
+    batch = next(read_batches(examples, mined, 20, K, W, np.random.default_rng(0), "cpu"))
+    assert (batch.scores[:, :-1] > batch.scores[:, 1:]).all()
+    for starts, windows in zip(batch.starts.tolist(), batch.windows.tolist(), strict=True):
+        for start, ids in zip(starts, windows, strict=True):
+            assert ids == examples.ids[start : start + W].tolist()
+    assert torch.equal(batch.answers[:, :2], batch.gold[:, 0] + 1)
+    assert not batch.answers[:, 2:].any()
+
+
+def test_a_teacher_s_logits_are_those_of_the_windows_drawn(examples, mined):
+    starts = mined[0][0]
+    logits = starts[:, :, None, None].half().expand(-1, -1, W, 2)
+    batches = read_batches(
+        examples, mined, 20, K, W, np.random.default_rng(0), "cpu", [Taught(logits, torch.tensor([0.5, 1.5]))]
+    )
+    batch = next(batches)
+    assert torch.equal(batch.taught.logits[:, :, 0, 0], batch.starts.float())
+    assert batch.taught.nothing.tolist() == [0.5, 1.5]
+
+
+def test_agreeing_with_the_teacher_costs_least():
+    torch.manual_seed(0)
+    taught = Taught(torch.randn(4, K, W, 2), torch.randn(2))
+    # A window that was not found: the teacher's -6e4 and the reader's -inf.
+    taught.logits[0, 2] = -6e4
+    same = [
+        torch.cat([taught.logits[..., i].flatten(1), taught.nothing[i].expand(4, 1)], 1).masked_fill(
+            torch.tensor([[False]]), 0.0
+        )
+        for i in (0, 1)
+    ]
+    same = [logits.masked_fill(logits == -6e4, float("-inf")).requires_grad_() for logits in same]
+    loss = taught_loss((same[0], same[1]), taught)
+    loss.backward()
+    assert loss.isfinite()
+    assert max(logits.grad.abs().max().item() for logits in same) < 1e-6
+    for _ in range(5):
+        other = [logits.detach() + 0.3 * torch.randn_like(logits) for logits in same]
+        assert taught_loss((other[0], other[1]), taught) > loss
