@@ -10,10 +10,10 @@ from recall.search import Found, Search, ask
 
 from mamba_ssm.book import Engine
 
-KEPT = 32  # windows that are found, to measure recall; the reader reads the best config.top_k
+KEPT = 32  # windows that are found, to measure recall
 CANDIDATES = 64
 MAX_TOKENS = 40  # a UUID has up to 36
-THRESHOLD = 0.1  # of the most probable answer's probability, for the others of several
+THRESHOLD = 0.05  # of the most probable answer's probability, for the others of several
 BATCH = 16
 
 
@@ -33,16 +33,16 @@ def predict(engine: Engine, questions: Sequence[str], several: bool, search: Sea
     for i in range(0, len(questions), BATCH):
         rows = slice(i, i + BATCH)
         part = Found(found.starts[rows], found.scores[rows], found.ids[rows])
-        answers = _answers(engine, questions[rows], part)
+        k = engine.config.n_ranked if several else engine.config.top_k
+        answers = _answers(engine, questions[rows], part, k)
         for said, windows in zip(answers, part.starts.tolist(), strict=True):
             predictions.append(Prediction(said if several else said[:1], [start for start in windows if start >= 0]))
     return predictions
 
 
-def _answers(engine: Engine, questions: Sequence[str], found: Found) -> list[list[str]]:
-    """Of each question the likeliest distinct spans that do not overlap, down to the threshold, likeliest first."""
+def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> list[list[str]]:
+    """Of each question the likeliest distinct spans in its k best windows that do not overlap, down to the threshold."""
     assert engine.model.esi is not None
-    k = engine.config.top_k
     memory = engine.searcher.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
     assert memory is not None
     spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=MAX_TOKENS)

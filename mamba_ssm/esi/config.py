@@ -23,7 +23,7 @@ class ESIConfig:
     warmup: int = 64
     window: int = 64
     top_k: int = 8
-    n_ranked: int = 16
+    n_ranked: int = 32
     d_read: int = 256
     n_read: int = 3
     d_state: int = 8

@@ -47,6 +47,12 @@ class Examples:
         """Token ids of one article."""
         return self.ids[self.offsets[article] : self.offsets[article + 1]]
 
+    def first(self, n: int) -> Examples:
+        """Those of the first n articles."""
+        kept = self.article < n
+        rows = {name: getattr(self, name)[kept] for name in ("questions", "article", "gold", "paragraph")}
+        return Examples(self.ids[: self.offsets[n]], self.offsets[: n + 1], **rows)
+
     def save(self, path: str | Path) -> None:
         save_file({f.name: getattr(self, f.name).astype(np.int32) for f in fields(self)}, path)
 

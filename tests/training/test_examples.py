@@ -131,3 +131,11 @@ def test_crops_hold_the_answers_of_their_questions(examples: Examples) -> None:
             first, last = gold[0].tolist()
             answer = TOKENIZER.decode(batch.crops[crop, first : last + 1].tolist()).strip()
             assert answer == asked()[row][3].answers[0][1]
+
+
+def test_the_first_articles_alone(examples: Examples) -> None:
+    plants = examples.first(1)
+    assert np.array_equal(plants.ids, examples.text(0))
+    assert plants.offsets.tolist() == [0, len(plants.ids)]
+    assert len(plants.questions) == 3
+    assert np.array_equal(plants.gold, examples.gold[:3])
