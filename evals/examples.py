@@ -15,7 +15,8 @@ from common import RESULTS, ROOT, mean, options, provenance, share, show, write
 
 import mamba_ssm
 from mamba_ssm.book import Answer, Engine
-from mamba_ssm.training.metrics import best_of, exact_match, f1, normalise
+from mamba_ssm.text.normalise import normalise
+from mamba_ssm.training.metrics import best_of, exact_match, f1
 
 EXAMPLES = ROOT / "examples"
 PASSAGES = 8

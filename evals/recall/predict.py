@@ -41,7 +41,7 @@ def predict(engine: Engine, questions: Sequence[str], several: bool, search: Sea
 
 
 def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> list[list[str]]:
-    """Of each question the likeliest distinct spans in its k best windows that do not overlap, down to the threshold."""
+    """Of each question the likeliest distinct spans of the k best windows, down to the threshold. None overlap."""
     assert engine.model.esi is not None
     memory = engine.searcher.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
     assert memory is not None

@@ -37,7 +37,7 @@ from recall.predict import KEPT, THRESHOLD, Prediction, predict
 from recall.search import SEARCHES
 
 from mamba_ssm.book import Engine
-from mamba_ssm.training.metrics import normalise
+from mamba_ssm.text.normalise import normalise
 from mamba_ssm.training.recall.example import Example
 from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.recall.haystack import Haystack

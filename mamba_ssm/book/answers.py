@@ -15,6 +15,7 @@ from mamba_ssm.book.source import BookInfo
 from mamba_ssm.esi.module import Question
 from mamba_ssm.esi.reader import MAX_ANSWER
 from mamba_ssm.esi.replay import Context, question_likelihood
+from mamba_ssm.text.normalise import normalise
 
 CANDIDATES = 20  # spans whose probabilities are added up where they say the same
 
@@ -96,7 +97,7 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
         if last >= len(windows[window].ids):
             continue
         place = windows[window].slice(first, last)
-        said = " ".join(place[0].casefold().split())
+        said = normalise(place[0]) or place[0]
         places.setdefault(said, place)
         confidence[said] = confidence.get(said, 0.0) + probability
     best = max(confidence, key=lambda said: (bool(said), confidence[said]), default=None)

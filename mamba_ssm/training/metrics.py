@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise(answer: str) -> str:
-    """Lower case, without punctuation, articles and extra white space."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+from mamba_ssm.text.normalise import normalise
 
 
 def exact_match(prediction: str, truth: str) -> float:
