@@ -116,12 +116,10 @@ def train_esi(
         search_batches(source, recipe.crops, recipe.crop, QUESTIONS, rng, WORD_DROPOUT, device) for source in sources
     ]
 
-    def run(
-        loss: Callable[..., Parts], batches: Iterator, steps: int, rates: Mapping[str, float], capture: bool = False
-    ) -> None:
+    def run(loss: Callable[..., Parts], batches: Iterator, steps: int, rates: Mapping[str, float]) -> None:
         # A short run is warmed up for a part of it, too.
         warmup = min(200, 1 + steps // 7)
-        train(model, loss, steps, recipe.lr, batches, capture, warmup=warmup, slow=dict(rates), log=log, report=report)
+        train(model, loss, steps, recipe.lr, batches, True, warmup=warmup, slow=dict(rates), log=log, report=report)
 
     def search_turns() -> Iterator[SearchBatch]:
         for step in itertools.count():
@@ -130,7 +128,7 @@ def train_esi(
     def searching_step(batch: SearchBatch) -> Parts:
         return {"search": search_loss(model, batch)}
 
-    run(searching_step, search_turns(), recipe.search_steps, recipe.search_rates, capture=True)
+    run(searching_step, search_turns(), recipe.search_steps, recipe.search_rates)
     done("search")
 
     def mined_windows(source: Examples) -> Mined:
@@ -143,8 +141,8 @@ def train_esi(
     rows = min(recipe.batch, len(examples.questions))
     reading = [read_batches(examples, mined, rows, READ, window, rng, device, taught)]
     if recall is not None:
-        half = max(1, recipe.batch * READ // RECALL_READ)
-        reading.append(read_batches(recall, mined_windows(recall), half, RECALL_READ, window, rng, device))
+        rows = max(1, recipe.batch * READ // RECALL_READ)
+        reading.append(read_batches(recall, mined_windows(recall), rows, RECALL_READ, window, rng, device))
 
     def read_turns() -> Iterator[Turn]:
         for step in itertools.count():
@@ -162,7 +160,7 @@ def train_esi(
             parts["search"] = search_loss(model, turn.search)
         return parts
 
-    run(reading_step, read_turns(), recipe.read_steps, recipe.read_rates, capture=True)
+    run(reading_step, read_turns(), recipe.read_steps, recipe.read_rates)
     done("reader")
 
     text = torch.from_numpy(examples.ids)
@@ -189,7 +187,7 @@ def train_esi(
     encoder = [f"backbone.layers.{layer}." for layer in range(model.searcher().config.n_enc)]
     fixed = dict.fromkeys(["backbone.embedding", *encoder, "esi.search", "esi.reader"], 0.0)
     rates = fixed | dict.fromkeys(["backbone", "lm_head"], recipe.language_rate)
-    run(language_step, language_turns(), recipe.language_steps, rates, capture=True)
+    run(language_step, language_turns(), recipe.language_steps, rates)
     done("language")
 
 
