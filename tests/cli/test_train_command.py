@@ -71,7 +71,7 @@ def test_the_default_models_data(tiny_model, tmp_path):
     text = "A gardener planted trees near the old lake. " * 90
     articles = [Article("A", [Paragraph(text, [Question("q", "What was planted?", [(text.index("trees"), "trees")])])])]
     build_examples(articles, tokenizer).save(tmp_path / "train.safetensors")
-    arguments = ["train", "esi", "--data", tmp_path, "--steps", 2, "--out", tmp_path / "out", "--model"]
+    arguments = ["train", "esi", "--data", tmp_path, "--steps", 3, "--out", tmp_path / "out", "--model"]
     assert run(*arguments, tiny_model).exit_code == 0
     assert (tmp_path / "out" / "esi.json").is_file()
 

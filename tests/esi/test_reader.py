@@ -8,7 +8,7 @@ from small_esi import SIZES, small_model, tokens
 from torch.nn import functional as F
 
 from mamba_ssm.esi.injection import Injection
-from mamba_ssm.esi.reader import PAD, Memory
+from mamba_ssm.esi.reader import PAD, SEARCH_SHARE, Memory
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
 K, W = SIZES["top_k"], SIZES["window"]
@@ -50,7 +50,9 @@ class TestRanking:
             for k in range(K):
                 places = slice(k * W, (k + 1) * W)
                 best = (max(first[row, places].tolist()) + max(last[row, places].tolist())) / 2
-                assert ranking[row, k].item() == pytest.approx(best + 0.8 * memory.scores[row, k].item(), rel=1e-5)
+                assert ranking[row, k].item() == pytest.approx(
+                    best + SEARCH_SHARE * memory.scores[row, k].item(), rel=1e-5
+                )
         assert ranking[1, 1] == -INF  # where there is no window
 
     def test_the_first_windows_alone_are_read_as_if_there_were_no_others(self, model: MambaLMHeadModel) -> None:
