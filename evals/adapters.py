@@ -23,7 +23,7 @@ from common import RESULTS, ROOT, mean, options, provenance, share, show, write
 from squad import ask_books, load_split, questions_of, recalls
 
 from mamba_ssm.book import Engine
-from mamba_ssm.book.engine import DEFAULT_MODEL
+from mamba_ssm.book.engine import DEFAULT_MODEL, device_of
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.esi_training import tune
@@ -99,8 +99,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.model = Path(arguments.model)
     out = arguments.out or RESULTS / "adapters.json"
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if arguments.device == "auto" else arguments.device)
+    device = device_of(arguments.device)
     seconds = train(arguments, device) if arguments.train else None
     result = provenance(arguments, load(arguments.model, device)) | {
         "training_seconds": seconds,

@@ -137,6 +137,17 @@ def qasper(path: Path) -> list[Textbook]:
     return [paper for paper in papers.values() if paper.questions]
 
 
+def opened(name: str, held_out: Path) -> list[Textbook]:
+    """The books of one of NAMES."""
+    if name == "qasper":
+        return qasper(held_out / "qasper.jsonl.gz")
+    if name == "sciq":
+        return [sciq(held_out / "sciq.jsonl.gz")]
+    if name == "python_faq":
+        return [python_faq(held_out / "python_faq")]
+    return [quoted(held_out / name, QUESTIONS / f"{name}.jsonl")]
+
+
 def ask(engine: Engine, book: Textbook) -> list[int | None]:
     """The rank of the first hit of each question."""
     with book_of(engine, book.text) as opened:
@@ -153,15 +164,8 @@ def main() -> int:
     out = arguments.out or RESULTS / "textbooks.json"
     engine = Engine.load(arguments.model, arguments.device)
     result = provenance(arguments, engine) | {"books": {}}
-    held_out: Path = arguments.data
-    sets = {
-        "sciq": [sciq(held_out / "sciq.jsonl.gz")],
-        "python_faq": [python_faq(held_out / "python_faq")],
-        **{name: [quoted(held_out / name, QUESTIONS / f"{name}.jsonl")] for name in QUOTED},
-        "qasper": qasper(held_out / "qasper.jsonl.gz"),
-    }
     for name in arguments.books:
-        books = sets[name]
+        books = opened(name, arguments.data)
         ranks = [rank for book in books for rank in ask(engine, book)]
         peer = [rank for book in books for rank in bm25(*book)]
         row = {

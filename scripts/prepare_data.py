@@ -24,7 +24,7 @@ from mamba_ssm.training.planted import plant
 from mamba_ssm.training.recall.books import recall_books
 from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.squad import Article, article_text, development_titles, load_squad
-from mamba_ssm.training.teacher import Pieces, pieces_of_tokens
+from mamba_ssm.training.teacher import UNUSED, Pieces, pieces_of_tokens
 
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
 PLANTED = 0.08
@@ -66,7 +66,7 @@ def rounded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         key: value
         for name, tensor in weights.items()
-        if tensor.is_floating_point() and "pooler" not in name
+        if not name.startswith(UNUSED)
         for key, value in (int8_rows(name, tensor) if tensor.ndim == 2 else {name: tensor}).items()
     }
 

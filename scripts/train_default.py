@@ -21,6 +21,7 @@ from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training import teacher as teaching
+from mamba_ssm.training.borrowed import ENCODER_RATE, TABLE_RATE, start
 from mamba_ssm.training.esi_training import READ, SEARCH_RATE, Mined, Recipe, train_esi
 from mamba_ssm.training.evaluate import absolute_gold, answer_quality, mine, recall
 from mamba_ssm.training.examples import Examples
@@ -30,11 +31,6 @@ from mamba_ssm.utils.hf import dequantise, read_weights
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
 GEOMETRY = {"d_model": 256, "n_layer": 6, "vocab_size": 32768, "ssm_cfg": {"d_state": 8}}
 ESI = {"n_enc": 1, "d_state": 8, "n_read": 3}
-TABLE_SCALE = (
-    4.0  # large beside what the layers add, and slow to change: the borrowed vectors generalise, new ones overfit
-)
-TABLE_RATE, ENCODER_RATE = 0.1, 0.5  # shares of the learning rate
-SPECIAL = 8  # ids without text
 DEVELOPMENT_QUESTIONS = 2000
 TEACHER_RATE, TEACHER_ROWS = 1e-4, 64
 SMALL_ARTICLES = 60
@@ -44,17 +40,7 @@ SMALL = {"search_steps": 100, "read_steps": 700, "language_steps": 100, "article
 def build(data: Path) -> MambaLMHeadModel:
     """A fresh model whose token table and token weights are borrowed, and whose keys begin without context."""
     model = MambaLMHeadModel(MambaConfig(**GEOMETRY, esi=ESI))
-    borrowed = load_file(data / "token_table.safetensors")
-    assert model.esi is not None
-    with torch.no_grad():
-        table = model.backbone.embedding.weight
-        table.copy_(borrowed["table"].float() * TABLE_SCALE)
-        # The special tokens have no text to borrow for. Near zero, they could neither be told apart nor be predicted.
-        table[:SPECIAL] = torch.randn(SPECIAL, table.shape[1]) * TABLE_SCALE / table.shape[1] ** 0.5
-        model.esi.search.prior.weight.copy_(borrowed["idf"].clamp(min=0.1).log()[:, None])
-        model.backbone.norm_f.weight.fill_(1.0 / GEOMETRY["d_model"] ** 0.5)
-        for layer in model.backbone.layers[: ESI["n_enc"]]:
-            layer.mixer.out_proj.weight.zero_()
+    start(model, load_file(data / "token_table.safetensors"), ESI["n_enc"])
     return model
 
 

@@ -108,9 +108,10 @@ class LeftToRight(BidirectionalBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        x = x + self.forward_mixer(normed) + self.backward_mixer(normed)
+        x = x + self.dropout(self.forward_mixer(normed) + self.backward_mixer(normed))
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        return x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))
 
 
 def _built(borrowed: dict[str, Tensor], **sizes: int) -> MambaLMHeadModel:

@@ -20,12 +20,11 @@ from mamba_ssm.esi.reader import Memory
 from mamba_ssm.esi.search import Query, half_window_maxima, window_scores
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from mamba_ssm.training.borrowed import ENCODER_RATE, TABLE_RATE, start
 from mamba_ssm.training.losses import any_of_loss
 from mamba_ssm.training.reading import IGNORE
 from mamba_ssm.training.retrieval import gold_windows
 
-TABLE_SCALE, SPECIAL = 4.0, 8  # as in scripts/train_default.py
-TABLE_RATE, ENCODER_RATE = 0.1, 0.5  # shares of the learning rate, as there
 SSM = {"d_state": 8}
 ESI_SIZES = {"n_enc": 1, "d_state": 8, "d_read": 128, "n_read": 2}
 LAYERS = 6
@@ -38,16 +37,10 @@ def build(borrowed: dict[str, Tensor], n_layer: int, esi: dict[str, int] | None 
     """A model whose token table (V, D) and token weights (V,) are borrowed, and whose first layer starts silent."""
     vocab_size, d_model = borrowed["table"].shape
     model = MambaLMHeadModel(MambaConfig(d_model, n_layer=n_layer, vocab_size=vocab_size, ssm_cfg=SSM, esi=esi))
-    with torch.no_grad():
-        table = model.backbone.embedding.weight
-        table.copy_(borrowed["table"].float() * TABLE_SCALE)
-        table[:SPECIAL] = torch.randn(SPECIAL, table.shape[1]) * TABLE_SCALE / table.shape[1] ** 0.5
-        model.backbone.norm_f.weight.fill_(table.shape[1] ** -0.5)
-        for layer in model.backbone.layers[: (esi or ESI_SIZES)["n_enc"]]:
-            layer.mixer.out_proj.weight.zero_()
-        if model.esi is not None:
-            model.esi.search.prior.weight.copy_(borrowed["idf"].clamp(min=0.1).log()[:, None])
-            # There is no checkpoint whose logits a gate of zero would keep, and few steps to open one.
+    start(model, borrowed, (esi or ESI_SIZES)["n_enc"])
+    if model.esi is not None:
+        # There is no checkpoint whose logits a gate of zero would keep, and few steps to open one.
+        with torch.no_grad():
             model.esi.injection.gate.fill_(1.0)
             model.esi.injection.copy_gate.fill_(1.0)
     return model

@@ -25,11 +25,10 @@ from mechanisms.texts import STRIDE, TESTS, WINDOW, Texts, load, strings
 
 from mamba_ssm.book.engine import DEFAULT_MODEL
 from mamba_ssm.text.tokenizer import Tokenizer
+from mamba_ssm.training.teacher import minilm
 
 RANKED = 64
 FUSION = 60  # the constant of reciprocal rank fusion
-SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-UNUSED = ("pooler.", "embeddings.position_ids")  # by the vectors of sentences
 
 
 class MiniLM:
@@ -37,12 +36,8 @@ class MiniLM:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from tokenizers import Tokenizer as WordPieces
-        from transformers import BertConfig, BertModel
 
-        self.model = BertModel(BertConfig(vocab_size=30522, **SIZES), add_pooling_layer=False).eval()
-        kept = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith(UNUSED)}
-        self.model.load_state_dict(kept)
-        self.model.to(device)
+        self.model = minilm(load_file(folder / "model.safetensors")).eval().to(device)
         self.device = device
         self.tokenizer = WordPieces.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(256)

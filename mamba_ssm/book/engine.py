@@ -76,7 +76,7 @@ class Engine:
         if model is None and not (DEFAULT_MODEL / "config.json").is_file():
             raise CheckpointError("this installation has no default model: install mamba-esi again, or pass --model")
         folder = DEFAULT_MODEL if model is None else model
-        loaded = MambaLMHeadModel.from_pretrained(folder, device=_device(device), esi=esi)
+        loaded = MambaLMHeadModel.from_pretrained(folder, device=device_of(device), esi=esi)
         tokenizer = load_tokenizer(folder, loaded.config.vocab_size)
         if tokenizer.vocab_size > loaded.config.padded_vocab_size:
             raise CheckpointError(
@@ -136,7 +136,8 @@ def half_windows(n: int, stride: int) -> int:
     return n + -n % stride
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """A device by its name, or by "auto" the best there is. Raises BackendError where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -119,7 +119,8 @@ def train_esi(
     def run(loss: Callable[..., Parts], batches: Iterator, steps: int, rates: Mapping[str, float]) -> None:
         # A short run is warmed up for a part of it, too.
         warmup = min(200, 1 + steps // 7)
-        train(model, loss, steps, recipe.lr, batches, True, warmup=warmup, slow=dict(rates), log=log, report=report)
+        slow = dict(rates)
+        train(model, loss, steps, recipe.lr, batches, capture=True, warmup=warmup, slow=slow, log=log, report=report)
 
     def search_turns() -> Iterator[SearchBatch]:
         for step in itertools.count():
@@ -131,18 +132,16 @@ def train_esi(
     run(searching_step, search_turns(), recipe.search_steps, recipe.search_rates)
     done("search")
 
-    def mined_windows(source: Examples) -> Mined:
+    def found_in(source: Examples, k: int, teach: Callable[[Mined], Sequence[Taught]] | None) -> Iterator[ReadBatch]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return [mine(model, source, articles, MINED) for articles in (1, SHELF)]
+            mined = [mine(model, source, articles, MINED) for articles in (1, SHELF)]
+        rows = min(max(1, recipe.batch * READ // k), len(source.questions))
+        taught = None if teach is None else teach(mined)
+        return read_batches(source, mined, rows, k, model.searcher().config.window, rng, device, taught)
 
-    window = model.searcher().config.window
-    mined = mined_windows(examples)
-    taught = None if teach is None else teach(mined)
-    rows = min(recipe.batch, len(examples.questions))
-    reading = [read_batches(examples, mined, rows, READ, window, rng, device, taught)]
+    reading = [found_in(examples, READ, teach)]
     if recall is not None:
-        rows = max(1, recipe.batch * READ // RECALL_READ)
-        reading.append(read_batches(recall, mined_windows(recall), rows, RECALL_READ, window, rng, device))
+        reading.append(found_in(recall, RECALL_READ, None))
 
     def read_turns() -> Iterator[Turn]:
         for step in itertools.count():

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from mamba_ssm.training.losses import any_of_loss
 from mamba_ssm.training.reading import ReadBatch, Taught, right_places
 
 CLS, SEP, PAD = 101, 102, 0
+UNUSED = ("pooler.", "embeddings.position_ids")  # of a checkpoint's tensors
 MAX_QUESTION, LENGTH = 32, 112  # pieces of a question, and of all that is read at once: 99.9% of them are shorter
 SCORE_SHARE = 0.3  # of the search's score in a place's logits, at the start; as in our reader
 LABELLED = 128  # questions at a time
@@ -69,27 +71,34 @@ def pieces_of_tokens(
     )
 
 
+def minilm(weights: dict[str, Tensor]) -> Any:
+    """transformers' BertModel, without a pooler, of these weights: a MiniLM's, whose heads are 32 wide."""
+    from transformers import BertConfig, BertModel
+
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(UNUSED)}
+    vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer.")),
+        num_attention_heads=width // 32,
+        intermediate_size=len(weights["encoder.layer.0.intermediate.dense.bias"]),
+        max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
+        attn_implementation="sdpa",
+    )
+    model = BertModel(config, add_pooling_layer=False)
+    model.load_state_dict(weights)
+    return model
+
+
 class Teacher(nn.Module):
     """Points at the first and the last of our tokens of an answer, as the reader does."""
 
     def __init__(self, weights: dict[str, Tensor], pieces: Pieces) -> None:
         """``weights``: a BERT's by transformers' names, of MiniLM's form."""
         super().__init__()
-        from transformers import BertConfig, BertModel
-
-        vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
-        config = BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            num_hidden_layers=1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer.")),
-            num_attention_heads=width // 32,
-            intermediate_size=len(weights["encoder.layer.0.intermediate.dense.bias"]),
-            max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
-            attn_implementation="sdpa",
-        )
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.bert.load_state_dict(weights, strict=False)
-        self.span = nn.Linear(width, 2)
+        self.bert = minilm(weights)
+        self.span = nn.Linear(self.bert.config.hidden_size, 2)
         self.score_weight = nn.Parameter(torch.full((2,), SCORE_SHARE))
         self.nothing = nn.Parameter(torch.zeros(2))
         self.pieces = pieces

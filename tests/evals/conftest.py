@@ -1,6 +1,6 @@
-"""The scripts of evals/ are not a package: they find one another beside themselves, and so do their tests."""
+"""The scripts of evals/ and scripts/ are no packages: they find one another beside themselves; so do their tests."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "evals"))
+sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("evals", "scripts")]

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 
 import pytest
-import textbooks  # noqa: F401  (it lets the scripts be found)
 from fetch_data import Book, pages
 
 

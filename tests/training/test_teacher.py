@@ -48,8 +48,7 @@ def tiny_teacher(pieces: Pieces) -> Teacher:
     config = transformers.BertConfig(
         vocab_size=120, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32
     )
-    weights = transformers.BertModel(config, add_pooling_layer=False).state_dict()
-    return Teacher({name: tensor for name, tensor in weights.items() if "position_ids" not in name}, pieces).eval()
+    return Teacher(transformers.BertModel(config).state_dict(), pieces).eval()
 
 
 @pytest.fixture
