@@ -8,17 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_ssm.errors import BackendError, CheckpointError, QuestionError
 from mamba_ssm.esi.module import Question, Searcher
+from mamba_ssm.esi.reader import PAD
+from mamba_ssm.esi.search import Headings
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import FILE as TOKENIZER_FILE
 from mamba_ssm.text.tokenizer import Tokenizer
@@ -115,6 +119,22 @@ class Engine:
         keys = self.searcher.segment_keys(row.unfold(0, config.segment, config.block)).flatten(0, 1)
         keys[len(ids) :] = 0.0
         return Keys.of(keys[: half_windows(len(ids), config.stride)])
+
+    @torch.inference_mode()
+    def headings(self, titles: Sequence[str | None]) -> Headings | None:
+        """The headings that half windows stand under, each read from a zero state; None where none does."""
+        distinct = list(dict.fromkeys(title for title in titles if title))
+        if not distinct:
+            return None
+        rows = [self.tokens(self.tokenizer.encode(f" {title}").ids) for title in distinct]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+        keys = self.searcher.segment_keys(F.pad(ids, (self.config.warmup, 0), value=PAD))
+        # What fills up a shorter heading is its last key again, which raises no match.
+        last = torch.tensor([[len(row) - 1] for row in rows], device=self.device)
+        fill = torch.arange(ids.shape[1], device=self.device).minimum(last)
+        keys = keys.gather(1, fill[..., None].expand_as(keys))
+        place = [distinct.index(title) if title else -1 for title in titles]
+        return Headings(keys, torch.tensor(place, device=self.device))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -103,6 +103,20 @@ def window_scores(query: Query, maxima: Tensor) -> Tensor:
     return topk_search.pair_scores(query.weights, maxima)
 
 
+@dataclass(frozen=True)
+class Headings:
+    """The headings that half windows stand under: keys (S, T, R) of S headings of T tokens; place (H,) says under which
+    of them, 0..S-1, each half window stands, and -1 where under none."""
+
+    keys: Tensor
+    place: Tensor
+
+    def matches(self, query: Query) -> Tensor:
+        """Best match of each question token in each half window's heading, (B, M, H); -inf where there is none."""
+        best = half_window_maxima(query, self.keys.flatten(0, 1), self.keys.shape[1])
+        return F.pad(best, (0, 1), value=float("-inf"))[..., self.place]
+
+
 class TopK:
     """The k best windows of a stream, in memory that does not grow with it.
 
@@ -129,24 +143,46 @@ class TopK:
 class StreamingSearch:
     """Score the windows of a stream of keys against questions and keep the best k of each, in O(k) memory.
 
-    The result does not depend on how the stream is cut into blocks.
+    ``gains`` (B, K) is what headings added to the kept windows' scores. The result does not depend on how the stream is
+    cut into blocks.
     """
 
     def __init__(self, query: Query, k: int, stride: int) -> None:
         self.query, self.stride = query, stride
         self.top = TopK(len(query.vectors), k, query.vectors.device)
+        self.gains = torch.zeros_like(self.top.scores)
         self.position = 0
         self._last_half: Tensor | None = None
+        self._last_heading: Tensor | None = None
 
-    def push(self, keys: Tensor) -> Tensor:
+    def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
         """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 
-        L is a multiple of ``stride``. Returns what `TopK.merge` returns: where each window that is now kept came from.
+        L is a multiple of ``stride``. A half window matches a token of a question as well as its heading does, if that
+        is better. Returns what `TopK.merge` returns: where each window that is now kept came from.
         """
         first = self.position if self._last_half is None else self.position - self.stride
-        scores, self._last_half = topk_search.window_scores(
-            self.query.vectors, self.query.weights, keys, self.stride, self._last_half
-        )
+        if headings is None and self._last_heading is None:
+            scores, self._last_half = topk_search.window_scores(
+                self.query.vectors, self.query.weights, keys, self.stride, self._last_half
+            )
+            gains = torch.zeros_like(scores)
+        else:
+            scores, gains = self._score_under(keys, headings)
         self.position += keys.shape[-2]
         starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
-        return self.top.merge(scores, starts)
+        order = self.top.merge(scores, starts)
+        self.gains = torch.cat([self.gains, gains.float()], 1).gather(1, order)
+        return order
+
+    def _score_under(self, keys: Tensor, headings: Headings | None) -> tuple[Tensor, Tensor]:
+        """Scores (B, W) of windows under headings, and the parts of them that are due to these."""
+        own = half_window_maxima(self.query, keys, self.stride)
+        under = torch.full_like(own, float("-inf")) if headings is None else headings.matches(self.query)
+        if self._last_half is not None:
+            before, above = self._last_half, self._last_heading
+            above = torch.full_like(before, float("-inf")) if above is None else above
+            own, under = torch.cat([before[..., None], own], -1), torch.cat([above[..., None], under], -1)
+        self._last_half, self._last_heading = own[..., -1], under[..., -1]
+        scores = window_scores(self.query, torch.maximum(own, under))
+        return scores, scores - window_scores(self.query, own)

@@ -37,6 +37,16 @@ def said(ids, span):
     return TOKENIZER.decode(ids[span[0] : span[1] + 1])
 
 
+def test_every_token_knows_the_last_heading_before_it():
+    example = made("chapters", 0)
+    haystack = Haystack(FILLER, example.pieces, 4000, 0)
+    ids, places = whole(haystack), np.arange(50, 4000, 97)
+    for place, heading in zip(places.tolist(), haystack.headings(places), strict=True):
+        before = re.findall(r"\n\n(Chapter \d+)", TOKENIZER.decode(ids[:place]))
+        assert heading == (before[-1] if before else None)
+    assert Haystack(FILLER, made("alias", 0).pieces, 4000, 0).headings(places) == [None] * len(places)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     task=st.sampled_from(sorted(TASKS)),

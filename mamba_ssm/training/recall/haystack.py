@@ -90,6 +90,13 @@ class Haystack:
         """What must be found for an example: the answers in its gold pieces; the whole piece where it has none."""
         return [self.answers.get(piece, self.sentences[piece]) for piece in example.pieces if piece.gold]
 
+    def headings(self, places: Ints) -> list[str | None]:
+        """The headings that the tokens at ``places`` stand under, None before the first."""
+        headings = {first: piece.text for piece, (first, _) in self.sentences.items() if piece.heading}
+        firsts = sorted(headings)
+        under = np.searchsorted(firsts, places, side="right").tolist()
+        return [headings[firsts[n - 1]] if n else None for n in under]
+
     def blocks(self, size: int) -> Iterator[NDArray[np.int32]]:
         """The text in blocks of ``size`` tokens, the last one of 1 to ``size``."""
         waiting: list[NDArray] = []
