@@ -184,9 +184,9 @@ def codes(tmp_path_factory, book_text):
 @pytest.mark.parametrize("chapter", [3, 7, 9])
 def test_the_chapter_that_is_asked_for_comes_first(codes, chapter):
     question = f"In Chapter {chapter}, what is the access code of Velkor?"
-    answer = open_book(codes).ask(question)
-    assert answer.evidence[0].section == f"Chapter {chapter}"
-    assert answer.text == str(4000 + 37 * chapter)
+    best = open_book(codes).ask(question).evidence[0]
+    assert best.section == f"Chapter {chapter}"
+    assert f"Velkor is {4000 + 37 * chapter}." in best.text
 
 
 def test_a_saved_book_knows_its_headings(codes, tmp_path):

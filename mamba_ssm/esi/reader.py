@@ -24,6 +24,7 @@ PAD = 0
 MAX_ANSWER = 24
 DROPOUT = 0.15
 SEARCH_SHARE = 0.3  # of the search's score in what windows are ranked by; chosen on the development articles
+HEADING_SHARE = 0.5  # of what headings add to a score, in the logits of an answer; chosen on development articles, too
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class WindowReader(nn.Module):
         scores = memory.scores.masked_fill(memory.scores == float("-inf"), 0.0)
         logits = self.span(memory.states).float() + (scores[..., None] * self.score_weight)[:, :, None]
         if memory.gains is not None:  # from the best one's down, so that "no answer here" is as likely beside it
-            logits = logits + (memory.gains - memory.gains.amax(-1, keepdim=True))[..., None, None]
+            gains = memory.gains - memory.gains.amax(-1, keepdim=True)
+            logits = logits + HEADING_SHARE * gains[..., None, None]
         logits = logits.masked_fill((memory.ids == PAD)[..., None], float("-inf"))
         empty = self.no_answer.expand(len(logits), 1, 2).float()
         first, last = torch.cat([logits.flatten(1, 2), empty], 1).unbind(-1)
