@@ -128,7 +128,8 @@ def test_blocks_cover_the_text(engine, texts, size):
         for start, end in zip(joined.starts.tolist(), joined.ends.tolist(), strict=True):
             assert joined.text[start - joined.offset : end - joined.offset] == whole[start:end]
             assert joined.mark(start).page == page_of[start]
-        assert joined.sections(2) == [f"§{page_of[start]}" for start in joined.starts[::2].tolist()]
+        titles, under = block.sections(2)
+        assert [titles[i] for i in under] == [f"§{page_of[start]}" for start in block.starts[::2].tolist()]
     assert blocks[-1].offset + len(blocks[-1].text) == len(whole)
 
 
@@ -199,13 +200,14 @@ def test_a_saved_book_knows_its_headings(codes, tmp_path):
 
 
 def test_headings_are_read_alone_and_of_a_text_without_sections_there_are_none(engine):
-    assert engine.headings([None, None]) is None
+    assert engine.headings([None, " "], np.array([0, 1])) is None
     titles = ["Photosynthesis", None, "The light-dependent reactions of photosynthesis"]
-    together = engine.headings(titles)
-    assert together.place.tolist() == [0, -1, 1]
+    together = engine.headings(titles, np.array([0, 1, 2]))
+    assert together.place.tolist() == [0, 2, 1]
     query = engine.question("What is photosynthesis?").query
     for column in (0, 2):
-        alone = engine.headings([titles[column]]).matches(query)[..., 0]
+        alone = Engine(engine.model, engine.tokenizer, "other").headings([titles[column]], np.array([0]))
+        alone = alone.matches(query)[..., 0]
         torch.testing.assert_close(together.matches(query)[..., column], alone, atol=1e-6, rtol=0)
 
 

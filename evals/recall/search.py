@@ -61,7 +61,7 @@ class ModelSearch:
                 keys = engine.keys(block, before)
             first = search.position > 0
             halves = search.position + config.stride * np.arange(len(keys.scales) // config.stride)
-            headings = engine.headings(self.haystack.headings(halves))
+            headings = engine.headings(*self.haystack.headings(halves))
             source = search.push(keys.values(engine.device), headings)
             text = np.concatenate([before[len(before) - config.stride * first :], block])
             text = np.pad(text, (0, half_windows(len(text), config.stride) - len(text)), constant_values=PAD)

@@ -73,12 +73,11 @@ class Block:
         """Page and section of a character of the book."""
         return [mark for mark in self.marks if mark.start <= character][-1]
 
-    def sections(self, stride: int) -> list[str | None]:
-        """The section of every ``stride``-th token, from the first."""
+    def sections(self, stride: int) -> tuple[list[str | None], NDArray[np.int64]]:
+        """The sections of the marks, and under which of them every ``stride``-th token stands, from the first."""
         begins = np.array([mark.start for mark in self.marks])
-        # The first mark may be before the text, or after the start of a token that crosses from the block before.
         under = np.searchsorted(begins, self.starts[::stride], side="right") - 1
-        return [self.marks[i].section for i in under.tolist()]
+        return [mark.section for mark in self.marks], under
 
 
 def _marks_of(marks: Iterable[Mark], start: int, end: int) -> tuple[Mark, ...]:

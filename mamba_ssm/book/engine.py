@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +31,8 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "weights" / "default"
 NEOX = "EleutherAI/gpt-neox-20b"  # the tokenizer of the published checkpoints, which carry none
 NEOX_VOCABULARY = (50277, 50280)
 MAX_QUESTION = 512
+MAX_TITLE = 64  # tokens of a title that are matched
+KEPT_TITLES = 4096  # whose keys take some megabytes
 KEYS_DEPEND_ON = ("n_enc", "d_search", "segment", "warmup", "window")  # of the sizes in ESIConfig
 SEGMENTS = {"cpu": 32}  # of a block: enough to keep the cores busy, few enough to need little memory
 SEGMENTS_ELSEWHERE = 256
@@ -63,6 +64,7 @@ class Engine:
         self.device = model.backbone.embedding.weight.device
         self.searcher: Searcher = model.searcher()
         self.config = self.searcher.config
+        self._titles: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -121,20 +123,28 @@ class Engine:
         return Keys.of(keys[: half_windows(len(ids), config.stride)])
 
     @torch.inference_mode()
-    def headings(self, titles: Sequence[str | None]) -> Headings | None:
-        """The headings that half windows stand under, each read from a zero state; None where none does."""
-        distinct = list(dict.fromkeys(title for title in titles if title))
+    def headings(self, titles: Sequence[str | None], under: NDArray[np.int64]) -> Headings | None:
+        """Half windows stand under these of the titles: ``under`` (H,). None where they stand under none."""
+        distinct = {title: number for number, title in enumerate(dict.fromkeys(t for t in titles if t and t.strip()))}
         if not distinct:
             return None
-        rows = [self.tokens(self.tokenizer.encode(f" {title}").ids) for title in distinct]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
-        keys = self.searcher.segment_keys(F.pad(ids, (self.config.warmup, 0), value=PAD))
-        # What fills up a shorter heading is its last key again, which raises no match.
-        last = torch.tensor([[len(row) - 1] for row in rows], device=self.device)
-        fill = torch.arange(ids.shape[1], device=self.device).minimum(last)
-        keys = keys.gather(1, fill[..., None].expand_as(keys))
-        place = [distinct.index(title) if title else -1 for title in titles]
-        return Headings(keys, torch.tensor(place, device=self.device))
+        keys = self._title_keys(list(distinct))
+        title = torch.repeat_interleave(torch.arange(len(keys)), torch.tensor([len(k) for k in keys]))
+        number = np.array([distinct.get(title or "", len(distinct)) for title in titles])
+        place = torch.from_numpy(number[under])
+        return Headings(torch.cat(keys), title.to(self.device), place.to(self.device), len(keys))
+
+    def _title_keys(self, titles: list[str]) -> list[Tensor]:
+        """Keys (T, R) of each title, read alone from a zero state; those of the last titles are kept."""
+        known = self._titles
+        if new := [title for title in titles if title not in known]:
+            rows = [self.tokens(self.tokenizer.encode(f" {title}").ids[:MAX_TITLE]) for title in new]
+            keys = self.searcher.title_keys(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD))
+            fresh = {title: part[: len(row)].clone() for title, part, row in zip(new, keys, rows, strict=True)}
+            known = {**known, **fresh}
+            # Replaced, never changed: another thread may read it.
+            self._titles = known if len(known) <= KEPT_TITLES else fresh
+        return [known[title] for title in titles]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ Shapes: Q questions, M question tokens, K kept windows, R search width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,7 +90,11 @@ class Finder:
         """Search a block with its keys (L, R) and what it stands under."""
         text = block if self._tail is None else block.after(self._tail)
         if self._tail is None:  # a book shorter than a window is one window
-            keys = F.pad(keys, (0, 0, 0, max(self.config.window - len(keys), 0)))
+            missing = max(self.config.window - len(keys), 0)
+            keys = F.pad(keys, (0, 0, 0, missing))
+            if headings is not None:
+                place = F.pad(headings.place, (0, missing // self.config.stride), value=headings.count)
+                headings = replace(headings, place=place)
         for search, kept in zip(self._searches, self._kept, strict=True):
             sources, starts = search.push(keys, headings).tolist(), search.top.starts.tolist()
             for row, source in enumerate(sources):

@@ -105,16 +105,19 @@ def window_scores(query: Query, maxima: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Headings:
-    """The headings that half windows stand under: keys (S, T, R) of S headings of T tokens; place (H,) says under which
-    of them, 0..S-1, each half window stands, and -1 where under none."""
+    """The headings that half windows stand under, S = ``count`` of them: keys (T, R) of all their tokens; title (T,), to
+    which of them, 0..S-1, a key belongs; place (H,), under which a half window stands, S where under none.
+    """
 
     keys: Tensor
+    title: Tensor
     place: Tensor
+    count: int
 
     def matches(self, query: Query) -> Tensor:
         """Best match of each question token in each half window's heading, (B, M, H); -inf where there is none."""
-        best = half_window_maxima(query, self.keys.flatten(0, 1), self.keys.shape[1])
-        return F.pad(best, (0, 1), value=float("-inf"))[..., self.place]
+        best = self.keys.new_full((*query.weights.shape, self.count + 1), float("-inf"))
+        return best.index_reduce_(-1, self.title, query.vectors @ self.keys.mT, "amax")[..., self.place]
 
 
 class TopK:
@@ -153,7 +156,7 @@ class StreamingSearch:
         self.gains = torch.zeros_like(self.top.scores)
         self.position = 0
         self._last_half: Tensor | None = None
-        self._last_heading: Tensor | None = None
+        self._last_floor: Tensor | None = None
 
     def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
         """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
@@ -162,27 +165,31 @@ class StreamingSearch:
         is better. Returns what `TopK.merge` returns: where each window that is now kept came from.
         """
         first = self.position if self._last_half is None else self.position - self.stride
-        if headings is None and self._last_heading is None:
+        query, floor = self.query, self._floor(headings, keys.shape[-2] // self.stride)
+        if floor is None:
             scores, self._last_half = topk_search.window_scores(
-                self.query.vectors, self.query.weights, keys, self.stride, self._last_half
+                query.vectors, query.weights, keys, self.stride, self._last_half
             )
             gains = torch.zeros_like(scores)
         else:
-            scores, gains = self._score_under(keys, headings)
+            scores, gains, self._last_half = topk_search.window_scores_above(
+                query.vectors, query.weights, keys, self.stride, floor, self._last_half
+            )
         self.position += keys.shape[-2]
         starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
         order = self.top.merge(scores, starts)
         self.gains = torch.cat([self.gains, gains.float()], 1).gather(1, order)
         return order
 
-    def _score_under(self, keys: Tensor, headings: Headings | None) -> tuple[Tensor, Tensor]:
-        """Scores (B, W) of windows under headings, and the parts of them that are due to these."""
-        own = half_window_maxima(self.query, keys, self.stride)
-        under = torch.full_like(own, float("-inf")) if headings is None else headings.matches(self.query)
-        if self._last_half is not None:
-            before, above = self._last_half, self._last_heading
-            above = torch.full_like(before, float("-inf")) if above is None else above
-            own, under = torch.cat([before[..., None], own], -1), torch.cat([above[..., None], under], -1)
-        self._last_half, self._last_heading = own[..., -1], under[..., -1]
-        scores = window_scores(self.query, torch.maximum(own, under))
-        return scores, scores - window_scores(self.query, own)
+    def _floor(self, headings: Headings | None, halves: int) -> Tensor | None:
+        """The matches of headings (B, M, H), the last half window's first; None where no heading matters."""
+        above, none = self._last_floor, self.query.weights[..., None]
+        if headings is None and above is None:
+            return None
+        new = none.new_full((*none.shape[:2], halves), float("-inf"))
+        if headings is not None:
+            new = headings.matches(self.query)
+        self._last_floor = None if headings is None else new[..., -1:]
+        if self._last_half is None:
+            return new
+        return torch.cat([torch.full_like(none, float("-inf")) if above is None else above, new], -1)
