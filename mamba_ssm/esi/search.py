@@ -105,8 +105,8 @@ def window_scores(query: Query, maxima: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Headings:
-    """The headings that half windows stand under, S = ``count`` of them: keys (T, R) of all their tokens; title (T,), to
-    which of them, 0..S-1, a key belongs; place (H,), under which a half window stands, S where under none.
+    """The headings that half windows stand under, S = ``count`` of them: keys (T, R) of all their tokens; title (T,),
+    to which of them, 0..S-1, a key belongs; place (H,), under which a half window stands, S where under none.
     """
 
     keys: Tensor
@@ -117,7 +117,8 @@ class Headings:
     def matches(self, query: Query) -> Tensor:
         """Best match of each question token in each half window's heading, (B, M, H); -inf where there is none."""
         best = self.keys.new_full((*query.weights.shape, self.count + 1), float("-inf"))
-        return best.index_reduce_(-1, self.title, query.vectors @ self.keys.mT, "amax")[..., self.place]
+        matches = query.vectors @ self.keys.mT
+        return best.scatter_reduce_(-1, self.title.expand_as(matches), matches, "amax")[..., self.place]
 
 
 class TopK:
