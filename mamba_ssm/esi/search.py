@@ -103,6 +103,24 @@ def window_scores(query: Query, maxima: Tensor) -> Tensor:
     return topk_search.pair_scores(query.weights, maxima)
 
 
+@dataclass(frozen=True)
+class Headings:
+    """The headings that half windows stand under, S = ``count`` of them: keys (T, R) of all their tokens; title (T,),
+    to which of them, 0..S-1, a key belongs; place (H,), under which a half window stands, S where under none.
+    """
+
+    keys: Tensor
+    title: Tensor
+    place: Tensor
+    count: int
+
+    def matches(self, query: Query) -> Tensor:
+        """Best match of each question token in each half window's heading, (B, M, H); -inf where there is none."""
+        best = self.keys.new_full((*query.weights.shape, self.count + 1), float("-inf"))
+        matches = query.vectors @ self.keys.mT
+        return best.scatter_reduce_(-1, self.title.expand_as(matches), matches, "amax")[..., self.place]
+
+
 class TopK:
     """The k best windows of a stream, in memory that does not grow with it.
 
@@ -129,24 +147,50 @@ class TopK:
 class StreamingSearch:
     """Score the windows of a stream of keys against questions and keep the best k of each, in O(k) memory.
 
-    The result does not depend on how the stream is cut into blocks.
+    ``gains`` (B, K) is what headings added to the kept windows' scores. The result does not depend on how the stream is
+    cut into blocks.
     """
 
     def __init__(self, query: Query, k: int, stride: int) -> None:
         self.query, self.stride = query, stride
         self.top = TopK(len(query.vectors), k, query.vectors.device)
+        self.gains = torch.zeros_like(self.top.scores)
         self.position = 0
         self._last_half: Tensor | None = None
+        self._last_floor: Tensor | None = None
 
-    def push(self, keys: Tensor) -> Tensor:
+    def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
         """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 
-        L is a multiple of ``stride``. Returns what `TopK.merge` returns: where each window that is now kept came from.
+        L is a multiple of ``stride``. A half window matches a token of a question as well as its heading does, if that
+        is better. Returns what `TopK.merge` returns: where each window that is now kept came from.
         """
         first = self.position if self._last_half is None else self.position - self.stride
-        scores, self._last_half = topk_search.window_scores(
-            self.query.vectors, self.query.weights, keys, self.stride, self._last_half
-        )
+        query, floor = self.query, self._floor(headings, keys.shape[-2] // self.stride)
+        if floor is None:
+            scores, self._last_half = topk_search.window_scores(
+                query.vectors, query.weights, keys, self.stride, self._last_half
+            )
+            gains = torch.zeros_like(scores)
+        else:
+            scores, gains, self._last_half = topk_search.window_scores_above(
+                query.vectors, query.weights, keys, self.stride, floor, self._last_half
+            )
         self.position += keys.shape[-2]
         starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
-        return self.top.merge(scores, starts)
+        order = self.top.merge(scores, starts)
+        self.gains = torch.cat([self.gains, gains.float()], 1).gather(1, order)
+        return order
+
+    def _floor(self, headings: Headings | None, halves: int) -> Tensor | None:
+        """The matches of headings (B, M, H), the last half window's first; None where no heading matters."""
+        above, none = self._last_floor, self.query.weights[..., None]
+        if headings is None and above is None:
+            return None
+        new = none.new_full((*none.shape[:2], halves), float("-inf"))
+        if headings is not None:
+            new = headings.matches(self.query)
+        self._last_floor = None if headings is None else new[..., -1:]
+        if self._last_half is None:
+            return new
+        return torch.cat([torch.full_like(none, float("-inf")) if above is None else above, new], -1)
