@@ -7,6 +7,7 @@ from pathlib import Path
 from mamba_ssm.errors import BookError
 
 SAMPLE_BYTES = 1 << 20
+FORMATS = ".txt, .md, .rst, .html, .tex, .ipynb, .docx, .epub or .pdf"
 
 # UTF-32 comes first: its little-endian mark begins with UTF-16's.
 _MARKS = (
@@ -54,7 +55,7 @@ def file_encoding(path: Path) -> str:
 def check_text(text: str) -> None:
     """Raise BookError when decoded bytes are binary junk."""
     if is_junk(text):
-        raise BookError("not text but binary data; give a .txt, .md, .html, .pdf or .epub file")
+        raise BookError(f"not text but binary data; give a {FORMATS} file")
 
 
 def decode_markup(data: bytes) -> str:

@@ -9,14 +9,19 @@ CONTAINER = """<?xml version="1.0"?>
 <rootfile full-path="OEBPS/book.opf" media-type="application/oebps-package+xml"/></rootfiles></container>"""
 
 
-def pdf_bytes(pages: Sequence[Sequence[str]], outline: Sequence[tuple[str, int]] = (), trailer: str = "") -> bytes:
-    """A PDF of pages of lines (ASCII), with outline entries of title and page index."""
+def pdf_bytes(
+    pages: Sequence[Sequence[str]], outline: Sequence[tuple[str, int]] = (), trailer: str = "", labels: str = ""
+) -> bytes:
+    """A PDF of pages of lines (ASCII), with outline entries of title and page index, and a number tree of labels."""
     first_page = 4
     first_mark = first_page + 2 * len(pages)
     marks = [first_mark + 1 + index for index in range(len(outline))]
     kids = " ".join(f"{first_page + 2 * index} 0 R" for index in range(len(pages)))
     objects = [
-        "<< /Type /Catalog /Pages 2 0 R" + (f" /Outlines {first_mark} 0 R" if outline else "") + " >>",
+        "<< /Type /Catalog /Pages 2 0 R"
+        + (f" /Outlines {first_mark} 0 R" if outline else "")
+        + (f" /PageLabels << /Nums [{labels}] >>" if labels else "")
+        + " >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]

@@ -10,7 +10,7 @@ from make_books import encrypted_pdf_bytes, pdf_bytes
 
 from mamba_ssm.errors import BookError
 from mamba_ssm.text import Piece, read_pieces
-from mamba_ssm.text.pdf import clean
+from mamba_ssm.text.pdf import clean, join_words
 
 PAGES = [
     ["Chapter 1. Light", "Leaves live by photo-", "synthesis, as the Anglo-", "Saxons knew."],
@@ -55,7 +55,7 @@ def test_without_an_outline_there_are_no_sections(tmp_path: Path) -> None:
     ],
 )
 def test_cleaning(raw: str, cleaned: str) -> None:
-    assert clean(raw) == cleaned
+    assert join_words(clean(raw)) == cleaned
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,10 @@ def test_what_cannot_be_read(tmp_path: Path, data: bytes, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_page_is_named_after_the_pages_before_it(tmp_path: Path) -> None:
+def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     data = pdf_bytes(PAGES).replace(b"[4 0 R 6 0 R 8 0 R 10 0 R]", b"[4 0 R 6 0 R 3 0 R 10 0 R]")
-    pieces = read_pieces(write(tmp_path / "book.pdf", data))
-    assert next(pieces).page == 1
     with pytest.raises(BookError, match="page 3 is damaged"):
-        list(pieces)
+        list(read_pieces(write(tmp_path / "book.pdf", data)))
 
 
 @given(at=st.integers(0, 2000), junk=st.binary(min_size=1, max_size=40))

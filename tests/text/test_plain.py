@@ -138,7 +138,7 @@ def test_chapters_of_plain_text_are_sections(tmp_path: Path) -> None:
     assert [piece.section for piece in read_pieces(path)] == [None, "CHAPTER I. Light", "Chapter Two"]
 
 
-@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.html", "book"])
+@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.rst", "book.html", "book.tex", "book.ipynb", "book"])
 @given(data=st.binary(max_size=300))
 @IN_ONE_FOLDER
 def test_any_bytes_give_text_or_a_book_error(tmp_path: Path, name: str, data: bytes) -> None:
