@@ -79,7 +79,7 @@ def _parsed(
             parser.Parse(chunk)
             yield
         parser.Parse(b"", True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two for encodings it does not know
         raise BookError(f"{name!r} in the file is damaged; download the book again") from error
 
 

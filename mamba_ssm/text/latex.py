@@ -42,7 +42,7 @@ _DROPPED = dict.fromkeys(_DROP_ONE.split(), 1) | dict.fromkeys(_DROP_TWO.split()
 _DROPPED |= {"newenvironment": 3, "renewenvironment": 3}
 # Commands whose argument stands in brackets.
 _BRACKETS = {"footnote": (" (", ")"), "cite": ("[", "]"), "citep": ("[", "]"), "citet": ("[", "]"), "tag": ("(", ")")}
-_WORDS = {"par": "\n\n", "newline": "\n", "tabularnewline": "\n", "item": "\n", "newpage": "\n\n", "clearpage": "\n\n"}
+_WORDS = {"par": "\n\n", "newline": "\n", "tabularnewline": "\n", "newpage": "\n\n", "clearpage": "\n\n"}
 _WORDS |= {"quad": " ", "qquad": " ", "ldots": "…", "dots": "…", "textellipsis": "…", "textbackslash": "\\"}
 _WORDS |= {"LaTeX": "LaTeX", "TeX": "TeX", "textasciitilde": "~", "textasciicircum": "^", "S": "§", "P": "¶"}
 _WORDS |= {"ss": "ß", "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ", "o": "ø", "O": "Ø", "aa": "å", "AA": "Å", "l": "ł"}
@@ -75,6 +75,7 @@ class _Scan:
         self.source, self.at, self.sections = source, at, sections
         self.section: str | None = None
         self.flow: list[str] = []
+        self.found: dict[str, int] = {}
         self.closers: list[str] = []  # what to write at the end of each open group
         self.closer = ""  # what to write at the end of the next one
 
@@ -149,6 +150,8 @@ class _Scan:
                 self.at = end + 1
         elif word in _ACCENTS and (match := _ACCENTED.match(self.source, self.at)):
             self._accent(word, match)
+        elif word == "item":
+            self.flow.append("" if "".join(self.flow[-1:]).rstrip(" \t").endswith("\n") else "\n")
         elif word in _WORDS:
             self.flow.append(_WORDS[word])
             self.at = self._skipped_space()
@@ -180,14 +183,20 @@ class _Scan:
 
     def _maths(self, start: str, end: str) -> None:
         """Mathematics as it is written; a dollar that none closes is a dollar."""
-        close, paragraph = (self.source.find(mark, self.at, self.at + MATHS_CHARS) for mark in (end, "\n\n"))
-        while close > 0 and end == "$" and self.source[close - 1] == "\\":
-            close = self.source.find(end, close + 1, self.at + MATHS_CHARS)
-        if close < 0 or 0 <= paragraph < close:
+        close = self._find(end)
+        while close < self.at + MATHS_CHARS and end == "$" and self.source[close - 1 : close] == "\\":
+            close = self.source.find(end, close + 1) % (len(self.source) + 1)
+        if close > min(self._find("\n\n"), self.at + MATHS_CHARS, len(self.source) - 1):
             self.flow.append(start)
             return
         self.flow.append(start + self.source[self.at : close] + end)
         self.at = close + len(end)
+
+    def _find(self, mark: str) -> int:
+        """Where a mark comes next, the source's length where it does not. Each stretch is searched once."""
+        if self.found.get(mark, -1) < self.at:
+            self.found[mark] = self.source.find(mark, self.at) % (len(self.source) + 1)
+        return self.found[mark]
 
     def _mark(self, mark: str) -> None:
         if mark == "{":
