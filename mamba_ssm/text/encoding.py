@@ -61,7 +61,7 @@ def check_text(text: str) -> None:
 def decode_markup(data: bytes) -> str:
     """HTML or XML as text with normal newlines: mark, else UTF-8, else what the document declares, else a guess."""
     encoding = _mark(data)
-    if encoding is None:
+    if encoding is None and b"\0" not in data:  # text with NULs is in 16-bit units, whatever it declares
         try:
             return normalise_newlines(data.decode("utf-8"))
         except UnicodeDecodeError:

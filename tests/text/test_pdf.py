@@ -37,6 +37,19 @@ def test_pages_and_sections(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_are_what_is_printed_on_pages(tmp_path: Path) -> None:
+    labels = "0 << /S /r >> 2 << /S /D /St 187 >>"
+    path = write(tmp_path / "book.pdf", pdf_bytes(PAGES, labels=labels))
+    assert [(piece.page, piece.label) for piece in read_pieces(path)] == [(1, "i"), (2, "ii"), (4, "188")]
+
+
+def test_names_that_are_no_text_are_none(tmp_path: Path) -> None:
+    half_a_character = b"<FEFFD800D800>"
+    data = pdf_bytes(PAGES, [("Intro", 0)], labels="0 << /P (Intro) >>").replace(b"(Intro)", half_a_character)
+    pieces = list(read_pieces(write(tmp_path / "book.pdf", data)))
+    assert {(piece.section, piece.label) for piece in pieces} == {(None, None)}
+
+
 def test_without_an_outline_there_are_no_sections(tmp_path: Path) -> None:
     path = write(tmp_path / "book.pdf", pdf_bytes(PAGES))
     assert [(piece.page, piece.section) for piece in read_pieces(path)] == [(1, None), (2, None), (4, None)]

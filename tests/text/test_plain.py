@@ -73,6 +73,7 @@ def test_encodings(tmp_path: Path, encoding: str, mark: bytes) -> None:
     [
         ("utf-16", "Die Größe der Zelle – 葉緑体."),
         ("utf-16-le", "Die Größe der Zelle ist für die Pflanze schön."),
+        ("utf-16-be", "The leaf is green."),
         ("latin-1", "Die Größe der Zelle ist für die Pflanze schön."),
         ("cp1252", "He said “this is it” – and left for a café."),
         ("shift_jis", "葉緑体は植物の細胞にあります。光合成はここで行われます。"),
