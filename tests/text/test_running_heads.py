@@ -44,6 +44,11 @@ def test_heads_that_differ_from_left_to_right(tmp_path: Path) -> None:
     assert body(list(without_running_heads(pages_of(heads, [[]] * 8)))) == ALL
 
 
+def test_the_bare_number_of_a_chapters_first_page_goes_too() -> None:
+    heads = [["187"] if i == 4 else [f"Chapter {8 + (i > 4)} {i + 183}"] for i in PAGES]
+    assert body(list(without_running_heads(pages_of(heads, [[]] * 8)))) == ALL
+
+
 def test_of_a_head_without_a_number_the_first_stays() -> None:
     kept = list(without_running_heads(pages_of([["The Plant Book"]] * 8, [[str(i)] for i in PAGES])))
     assert body(kept) == ["The Plant Book", *ALL]
@@ -56,11 +61,20 @@ def test_of_a_head_without_a_number_the_first_stays() -> None:
         ["end"] * 8,
         ["1950", "1960", "1970", "1980", "1990", "2000", "2010", "2020"],
         [f"{i} word{letter}" for i, letter in enumerate("abcdefgh")],
+        ["See also", "a", "See also", "See also", "b", "c", "See also", "d"],
+        [f"Chapter {i}" for i in range(8)],
+        [f"See page {i + 7}." for i in range(8)],
+        [f"As seen in Figure 28.{i}" for i in range(8)],
         ["Once more.", "", "", "", "", "", "", "Once more."],
     ],
 )
 def test_other_lines_at_a_pages_edge_stay(lines: list[str]) -> None:
-    pages = pages_of([[line] for line in lines], [[]] * 8)
+    pages = pages_of([[line] if line else [] for line in lines], [[]] * 8)
+    assert list(without_running_heads(pages)) == pages
+
+
+def test_below_a_line_that_stays_nothing_goes() -> None:
+    pages = pages_of([[f"Unlike {letter}", "Alike on every page"] for letter in "abcdefgh"], [[]] * 8)
     assert list(without_running_heads(pages)) == pages
 
 
