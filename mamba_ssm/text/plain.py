@@ -16,6 +16,7 @@ _UNDERLINED = re.compile(r"[^\s>|*+-]")  # how a line begins that may be a headi
 _UNDERLINE = re.compile(r"(?:=+|-{2,})\s*$")
 # Any punctuation, the same all along, underlines a title, and may stand above it too.
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*\s*$")
+_ROLE = re.compile(r"(?::[\w:.+-]{1,40}:)?`+([^`]*)`+_*")  # as in :mod:`json`: a title is cited without
 _NUMBER = r"\d+|[ivxlc]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|twenty"
 _CHAPTER = re.compile(rf"\s*(?:(?:chapter|part|book)\s+(?:{_NUMBER})|appendix\s+(?:\d+|[a-z]))\b.{{0,80}}$", re.I)
 
@@ -92,9 +93,9 @@ def read_rst(path: Path) -> Iterator[Piece]:
                 rest -= 1
                 free = rest == 0
             elif starts and free and line.rstrip() == third.rstrip() and _adorns(line, second):
-                section, rest = title(second), 2
+                section, rest = title(_ROLE.sub(r"\1", second)), 2
             elif starts and free and not line[0].isspace() and _adorns(second, line):
-                section, rest = title(line), 1
+                section, rest = title(_ROLE.sub(r"\1", line)), 1
             else:
                 free = line.isspace()
             yield Piece(line, section=section)

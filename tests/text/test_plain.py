@@ -166,8 +166,8 @@ def test_titles_of_restructured_text_are_sections(tmp_path: Path) -> None:
 ==============
  1 The Plant
 ==============
-1.1 Light
----------
+1.1 :mod:`light` --- ``Light``
+------------------------------
 
 Leaves::
 
@@ -196,7 +196,7 @@ A      B
     path.write_text(text, encoding="utf-8")
     pieces = list(read_pieces(path))
     assert "".join(piece.text for piece in pieces) == text  # as it is: nothing was included
-    assert [piece.section for piece in pieces] == [None, "1 The Plant", "1.1 Light", "水の道"]
+    assert [piece.section for piece in pieces] == [None, "1 The Plant", "1.1 light --- Light", "水の道"]
     assert pieces[1].text.startswith("====")
 
 
