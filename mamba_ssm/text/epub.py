@@ -26,16 +26,18 @@ def epub_pieces(archive: Archive) -> Iterator[Piece]:
     chapters, contents = _package(archive, package)
     if locked := _locked(archive).intersection(chapters):
         raise BookError(f"protected by DRM ({len(locked)} chapters encrypted); get a copy without DRM")
-    titles = _contents(archive, contents)
-    section = None
+    titles, pages = _contents(archive, contents)
+    section = label = None
     for chapter in chapters:
-        names = titles.get(chapter, {})
+        names, labels = titles.get(chapter, {}), pages.get(chapter, {})
         if section and "" not in names:  # a chapter in several files: the later ones carry on
             names = {"": section, **names}
-        for piece in html_pieces(archive.markup(chapter), names):
-            section = piece.section
+        if label and "" not in labels:
+            labels = {"": label, **labels}
+        for piece in html_pieces(archive.markup(chapter), names, labels):
+            section, label = piece.section, piece.label
             yield piece
-        yield Piece("\n", section=section)
+        yield Piece("\n", section=section, label=label)
 
 
 def _resolve(base: str, href: str) -> tuple[str, str]:
@@ -72,16 +74,25 @@ def _package(archive: Archive, package: str) -> tuple[list[str], str]:
     return chapters, next((name for name in (navigation, ncx) if name in archive), "")
 
 
-def _contents(archive: Archive, contents: str) -> dict[str, dict[str, str]]:
-    """Titles of the table of contents: by member, then by fragment ("" for the member's start)."""
-    titles: dict[str, dict[str, str]] = {}
+_Places = dict[str, dict[str, str]]  # names by member, then by fragment, "" for the member's start
+
+
+def _contents(archive: Archive, contents: str) -> tuple[_Places, _Places]:
+    """Titles of the table of contents, and numbers of the pages that the book has in print."""
+    titles: _Places = {}
+    pages: _Places = {}
     if not contents:
-        return titles
-    label = ""
-    for node in archive.nodes(contents, "nav", "a", "text", "content"):
+        return titles, pages
+    label, names = "", titles
+    for node in archive.nodes(contents, "nav", "a", "text", "content", "pagelist"):
         tag = local(node)
-        if tag == "nav" and titles:
-            break  # the first list is the table of contents; lists of pages and landmarks follow
+        if tag in ("nav", "pagelist"):
+            # The first list is the table of contents; lists of pages, of landmarks and of figures follow.
+            if tag == "pagelist" or "page-list" in attribute(node, "epub:type").split():
+                names = pages
+            elif titles:
+                names = {}
+            continue
         if tag == "text":
             label = node.text()
             continue
@@ -89,8 +100,8 @@ def _contents(archive: Archive, contents: str) -> dict[str, dict[str, str]]:
         name = title(node.text() if tag == "a" else label)
         if href and name:
             member, fragment = _resolve(contents, href)
-            titles.setdefault(member, {}).setdefault(fragment, name)
-    return titles
+            names.setdefault(member, {}).setdefault(fragment, name)
+    return titles, pages
 
 
 def _locked(archive: Archive) -> set[str]:

@@ -12,7 +12,7 @@ class Piece:
     """Some consecutive text of a book, all of it on one page and in one section."""
 
     text: str
-    page: int | None = None  # counted from 1; only PDF has pages
+    page: int | None = None  # counted from 1; only a PDF's pages are
     section: str | None = None  # the nearest heading before the text, or the chapter's title
     label: str | None = None  # what the book itself calls the page ("xii", "187"), where it says so
 

@@ -1,6 +1,7 @@
 """Word documents, written by python-docx: headings, tables and listings are kept, and hostile archives refused."""
 
 import contextlib
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -112,6 +113,21 @@ def test_footnotes_come_at_the_end(saved: Path) -> None:
     note = f"<w:footnotes {W}><w:footnote><w:p><w:r><w:t>Not all.</w:t></w:r></w:p></w:footnote></w:footnotes>"
     path = rewritten(saved, "word/footnotes.xml", lambda _: note.encode())
     assert "".join(piece.text for piece in read_pieces(path)) == "Light\n\nLeaves.\n\nNot all.\n\n"
+
+
+def test_memory_does_not_grow_with_the_document(saved: Path) -> None:
+    def peak(paragraphs: int) -> int:
+        body = "</w:t></w:r></w:p><w:p><w:r><w:t>".join(f"Leaf {number + 10**15}." for number in range(paragraphs))
+        rewritten(saved, "word/document.xml", lambda data: data.replace(b"Leaves.", body.encode()))
+        tracemalloc.start()
+        count = sum(len(piece.text) for piece in read_pieces(saved))
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        rewritten(saved, "word/document.xml", lambda data: data.replace(body.encode(), b"Leaves."))
+        assert count > 10 * paragraphs
+        return used
+
+    assert peak(150_000) < 1.1 * peak(50_000) + 100_000
 
 
 def test_a_document_type_is_refused(saved: Path) -> None:

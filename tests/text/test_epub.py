@@ -36,6 +36,38 @@ def test_titles_come_from_the_table_of_contents(tmp_path: Path, contents: tuple[
     ]
 
 
+PAGES = {
+    "a.xhtml": xhtml("<p>Before. <span id='p9'/>Nine <a id='p10'></a>ten.</p>"),
+    "b.xhtml": xhtml("<p>Still ten.</p><h1 id='p11'>Eleven</h1>"),
+}
+LABELS = [("a.xhtml#p9", "ix"), ("a.xhtml#p10", "10"), ("b.xhtml#p11", "11")]
+PAGE_LIST = "".join(f'<li><a href="{href}">{name}</a></li>' for href, name in LABELS)
+PAGE_TARGETS = "".join(
+    f'<pageTarget><navLabel><text>{name}</text></navLabel><content src="{href}"/></pageTarget>' for href, name in LABELS
+)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        (
+            "nav.xhtml",
+            nav([("a.xhtml", "A")]).replace("</body>", f'<nav epub:type="page-list"><ol>{PAGE_LIST}</ol></nav></body>'),
+        ),
+        ("toc.ncx", ncx([("a.xhtml", "A")]).replace("</ncx>", f"<pageList>{PAGE_TARGETS}</pageList></ncx>")),
+    ],
+)
+def test_pages_of_the_printed_book_are_labels(tmp_path: Path, contents: tuple[str, str]) -> None:
+    path = write_epub(tmp_path / "book.epub", PAGES, contents)
+    places = [(piece.page, piece.label, piece.section, " ".join(piece.text.split())) for piece in read_pieces(path)]
+    assert places == [
+        (None, None, "A", "Before."),
+        (None, "ix", "A", "Nine"),
+        (None, "10", "A", "ten. Still ten."),
+        (None, "11", "Eleven", "Eleven"),
+    ]
+
+
 def test_without_contents_headings_are_the_titles(tmp_path: Path) -> None:
     path = write_epub(tmp_path / "no-suffix", FILES)
     assert [section for section, _ in sections(path)] == ["Light", "Dusk", "Water"]
