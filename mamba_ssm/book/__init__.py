@@ -2,9 +2,22 @@
 
 from mamba_ssm.book.answers import Answer, Seconds
 from mamba_ssm.book.book import Book, load_book, open_book, read
+from mamba_ssm.book.citation import citation
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
 from mamba_ssm.book.progress import bar
 from mamba_ssm.book.source import BookInfo
 
-__all__ = ["Answer", "Book", "BookInfo", "Engine", "Passage", "Seconds", "bar", "load_book", "open_book", "read"]
+__all__ = [
+    "Answer",
+    "Book",
+    "BookInfo",
+    "Engine",
+    "Passage",
+    "Seconds",
+    "bar",
+    "citation",
+    "load_book",
+    "open_book",
+    "read",
+]

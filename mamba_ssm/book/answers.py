@@ -55,11 +55,16 @@ class Answer:
             "question": self.question,
             "answer": self.text,
             "confidence": self.confidence,
-            "evidence": [asdict(passage) for passage in self.evidence],
+            "evidence": [_evidence(passage) for passage in self.evidence],
             "model": self.model,
             "book": asdict(self.book),
             "seconds": asdict(self.seconds),
         }
+
+
+def _evidence(passage: Passage) -> dict[str, Any]:
+    """A passage as JSON has it: its page by number alone, which is what programs open a book at."""
+    return {name: value for name, value in asdict(passage).items() if name != "label"}
 
 
 @dataclass(frozen=True)

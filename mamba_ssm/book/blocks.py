@@ -19,11 +19,12 @@ ENCODE_CHARS = 16_384  # the tokenizer's own objects take some hundred bytes a t
 
 
 class Mark(NamedTuple):
-    """From this character of the book on, the text is on this page and in this section."""
+    """From this character of the book on, the text is on this page, of this label, and in this section."""
 
     start: int
     page: int | None
     section: str | None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ class _Text:
 
     def take(self, pieces: Iterable[Piece]) -> Iterator[str]:
         for piece in pieces:
-            if not self.marks or self.marks[-1][1:] != (piece.page, piece.section):
-                self.marks.append(Mark(self.end, piece.page, piece.section))
+            mark = Mark(self.end, piece.page, piece.section, piece.label)
+            if not self.marks or self.marks[-1][1:] != mark[1:]:
+                self.marks.append(mark)
             self.text += piece.text
             yield piece.text
 

@@ -24,7 +24,10 @@ GROUP = 16  # questions scored together: their token scores of a block take some
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage that was found: ``text`` is characters start:end of the book's text. Best is the highest ``score``."""
+    """A passage that was found: ``text`` is characters start:end of the book's text. Best is the highest ``score``.
+
+    ``page`` counts from 1; ``label`` is what the book itself calls that page, where it says so.
+    """
 
     text: str
     start: int
@@ -32,6 +35,7 @@ class Passage:
     page: int | None
     section: str | None
     score: float
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Window:
     text: str
     page: int | None
     section: str | None
+    label: str | None
 
     @classmethod
     def of(cls, block: Block, first: int, length: int) -> Window:
@@ -52,7 +57,7 @@ class Window:
         starts, ends = block.starts[at], block.ends[at]
         text = block.text[starts[0] - block.offset : ends[-1] - block.offset]
         mark = block.mark(int(starts[0]) + len(text) - len(text.lstrip()))
-        return cls(first, block.ids[at].copy(), starts.copy(), ends.copy(), text, mark.page, mark.section)
+        return cls(first, block.ids[at].copy(), starts.copy(), ends.copy(), text, *mark[1:])
 
     def slice(self, first: int, last: int) -> tuple[str, int, int]:
         """Text, start and end of tokens first to last of the window, without the white space around them."""
@@ -64,7 +69,7 @@ class Window:
         return text, start, start + len(text)
 
     def passage(self, score: float) -> Passage:
-        return Passage(*self.slice(0, -1), self.page, self.section, score)
+        return Passage(*self.slice(0, -1), self.page, self.section, score, self.label)
 
     def padded(self, length: int) -> NDArray[np.int32]:
         """The ids, PAD after the book's last."""

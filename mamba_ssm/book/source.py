@@ -15,7 +15,7 @@ from mamba_ssm.book.blocks import Block, text_blocks
 from mamba_ssm.book.engine import Engine, Keys
 from mamba_ssm.errors import BookError
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.text import Piece, read_pieces
+from mamba_ssm.text import Piece, book_files, read_pieces
 
 PLAIN = (".txt", ".md", ".markdown")
 CHUNK_BYTES = 1 << 20
@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class BookInfo:
-    """Path and sha256 of the file that was read, and its length."""
+    """Path and sha256 of the file that was read, and its length; of a folder, that of its files' names and sha256."""
 
     path: str
     sha256: str
@@ -91,6 +91,13 @@ class FileSource:
 
 
 def _sha256(path: Path) -> str:
+    if not path.is_dir():
+        return _sha256_of_file(path)
+    lines = [f"{_sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in book_files(path)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

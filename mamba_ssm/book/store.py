@@ -211,8 +211,9 @@ def _start(mark: Mark) -> int:
 
 
 def _is_mark(mark: Mark) -> bool:
-    page, section = mark.page is None or type(mark.page) is int, mark.section is None or isinstance(mark.section, str)
-    return type(mark.start) is int and page and section
+    page = mark.page is None or type(mark.page) is int
+    names = all(name is None or isinstance(name, str) for name in (mark.section, mark.label))
+    return type(mark.start) is int and page and names
 
 
 def store(source: Source, engine: Engine, name: str, report: Report | None = None) -> StoredSource:

@@ -14,9 +14,11 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+_FORMATS = "A .txt, .md, .rst, .html, .tex, .ipynb, .docx, .epub or .pdf file, or a folder of such files"
+
 BookArgument = Annotated[
     str,
-    typer.Argument(metavar="BOOK", help="A .txt, .md, .html, .pdf, .epub file, or one that `read` wrote."),
+    typer.Argument(metavar="BOOK", help=f"{_FORMATS}; or a file that `read` wrote."),
 ]
 
 
@@ -26,9 +28,7 @@ def _is_original(path: str) -> str:
     return path
 
 
-OriginalArgument = Annotated[
-    str, typer.Argument(metavar="BOOK", help="A .txt, .md, .html, .pdf or .epub file.", callback=_is_original)
-]
+OriginalArgument = Annotated[str, typer.Argument(metavar="BOOK", help=f"{_FORMATS}.", callback=_is_original)]
 ModelOption = Annotated[
     str | None,
     typer.Option(

@@ -31,6 +31,8 @@ def show(answer: Answer) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
+    from mamba_ssm.book import citation
+
     console = Console(highlight=False, soft_wrap=False)
     console.print(Text(_one_line(answer.question), style="dim"))
     said = Text(_one_line(answer.text) or "(no answer)", style="bold")
@@ -38,8 +40,7 @@ def show(answer: Answer) -> None:
     console.print(said, Text(f"(confidence {answer.confidence:.0%}{doubt})", style="dim"))
     words = {word for word in _WORD.findall(answer.question.casefold()) if len(word) >= _FEW} - _GRAMMAR
     for number, passage in enumerate(answer.evidence, 1):
-        place = [f"p. {passage.page}"] if passage.page is not None else []
-        place += [_one_line(passage.section)] if passage.section else []
+        place = [cited] if (cited := _one_line(citation(passage))) else []
         heading = " · ".join([*place, f"characters {passage.start:,}–{passage.end:,}", f"score {passage.score:.1f}"])
         console.print()
         console.print(Text(f"{number:>2}  "), Text(heading, style="cyan"), sep="")

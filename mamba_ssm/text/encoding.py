@@ -7,6 +7,7 @@ from pathlib import Path
 from mamba_ssm.errors import BookError
 
 SAMPLE_BYTES = 1 << 20
+FORMATS = ".txt, .md, .rst, .html, .tex, .ipynb, .docx, .epub or .pdf"
 
 # UTF-32 comes first: its little-endian mark begins with UTF-16's.
 _MARKS = (
@@ -54,13 +55,13 @@ def file_encoding(path: Path) -> str:
 def check_text(text: str) -> None:
     """Raise BookError when decoded bytes are binary junk."""
     if is_junk(text):
-        raise BookError("not text but binary data; give a .txt, .md, .html, .pdf or .epub file")
+        raise BookError(f"not text but binary data; give a {FORMATS} file")
 
 
 def decode_markup(data: bytes) -> str:
     """HTML or XML as text with normal newlines: mark, else UTF-8, else what the document declares, else a guess."""
     encoding = _mark(data)
-    if encoding is None:
+    if encoding is None and b"\0" not in data:  # text with NULs is in 16-bit units, whatever it declares
         try:
             return normalise_newlines(data.decode("utf-8"))
         except UnicodeDecodeError:

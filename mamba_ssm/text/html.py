@@ -23,6 +23,7 @@ _PARAGRAPHS = _HEADINGS | {"p", "pre", "blockquote", "ul", "ol", "dl", "table", 
 _LINES = frozenset(("div", "li", "dt", "dd", "tr", "caption", "address", "center", "details", "summary", "figcaption"))
 _LINES |= {"aside", "header", "footer", "main", "form", "fieldset"}
 _CELLS = frozenset(("td", "th"))
+_NONE: Mapping[str, str] = {}
 _SPACES = re.compile(r"[ \t\n\f\r]+")  # HTML's own white space: a no-break space stays
 
 
@@ -35,14 +36,15 @@ def read_html(path: Path) -> Iterator[Piece]:
     yield from html_pieces(markup)
 
 
-def html_pieces(markup: str, titles: Mapping[str, str] | None = None) -> Iterator[Piece]:
-    """Pieces of one document. `titles` names sections by the id of the element that opens them, "" for the start."""
+def html_pieces(markup: str, titles: Mapping[str, str] = _NONE, pages: Mapping[str, str] = _NONE) -> Iterator[Piece]:
+    """Pieces of one document. `titles` names sections by the id of the element that opens them, "" for the start;
+    `pages` gives the labels of printed pages alike.
+    """
     root = parse(markup)
     head = root.css_first("title") if root is not None else None
-    titles = titles or {}
     if root is not None:
         start = titles.get("") or (title(head.text()) if head is not None else None)
-        yield from _Walk(start, titles).pieces(root)
+        yield from _Walk(start, titles, pages).pieces(root)
 
 
 def parse(markup: str) -> LexborNode | None:
@@ -55,8 +57,9 @@ def parse(markup: str) -> LexborNode | None:
 class _Walk:
     """One pass over the tree, with what is pending between two runs of text."""
 
-    def __init__(self, section: str | None, titles: Mapping[str, str]) -> None:
+    def __init__(self, section: str | None, titles: Mapping[str, str], pages: Mapping[str, str]) -> None:
         self.section, self.titles = section, titles
+        self.label, self.pages = pages.get(""), pages
         self.named = "" in titles  # the section was named from outside, and its own heading may follow
         self.heading: list[str] | None = None
         self.breaks = 0  # line feeds to write before the next text
@@ -80,7 +83,7 @@ class _Walk:
                         self.heading.append(text)
                     else:
                         self.named = False
-                        yield Piece(text, section=self.section)
+                        yield self._piece(text)
             elif node.is_element_node and tag not in _DROPPED:
                 self._begin(node, tag)
                 stack.append((node, True))
@@ -90,12 +93,17 @@ class _Walk:
                     child = child.prev
         yield from self._close_heading()
         if self.begun:
-            yield Piece("\n", section=self.section)
+            yield self._piece("\n")
+
+    def _piece(self, text: str) -> Piece:
+        return Piece(text, section=self.section, label=self.label)
 
     def _begin(self, node: LexborNode, tag: str) -> None:
-        anchor = self.titles and node.attributes.get("id")  # attributes cost a copy: look only where it can matter
-        if anchor and anchor in self.titles:
-            self.section, self.named = self.titles[anchor], True
+        if self.titles or self.pages:  # attributes cost a copy: look only where it can matter
+            anchor = node.attributes.get("id") or ""
+            self.label = self.pages.get(anchor, self.label) if anchor else self.label
+            if anchor and anchor in self.titles:
+                self.section, self.named = self.titles[anchor], True
         if tag in _HEADINGS and self.heading is None:
             self.heading = []
         elif tag == "br":
@@ -124,7 +132,7 @@ class _Walk:
             if not self.named:
                 self.section = title(text) or self.section
             self.named = False
-            yield Piece(text, section=self.section)
+            yield self._piece(text)
         self.heading = None
 
     def _flow(self, raw: str) -> str:

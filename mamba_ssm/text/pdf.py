@@ -1,29 +1,32 @@
-"""PDF to text, a page at a time, with page numbers and the outline's titles."""
+"""PDF to text, a page at a time, with page numbers, the labels that are printed on pages, and the outline's titles."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mamba_ssm.errors import BookError
 from mamba_ssm.text.encoding import normalise_newlines
 from mamba_ssm.text.piece import Piece, title
+from mamba_ssm.text.running_heads import without_running_heads
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
 _PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
-# PDFium writes U+0002 or U+FFFE for a hyphen that it takes for a line's end.
-_HYPHEN = re.compile("(?<=[^\\W\\d_])(?:[-\u00ad\u2010]\n|[\x02\ufffe]\n?)(?=[^\\W\\d_])")
+_MARK = re.compile("[\x02\ufffe]\n?")  # what PDFium writes for a hyphen that it takes for a line's end
+_HYPHEN = re.compile("(?<=[^\\W\\d_])[-\u00ad\u2010]\n(?=[^\\W\\d_])")
+_DIVIDED = re.compile("[^\\W\\d_][-\u00ad\u2010]\n$")
 _JUNK = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
 
 
 def read_pdf(path: Path) -> Iterator[Piece]:
-    """Pieces of a PDF, page by page; a page's end is a line's end."""
+    """Pieces of a PDF, page by page, some pages in memory; a page's end is a line's end, unless it divides a word."""
     import pypdfium2 as pdfium
 
     try:
@@ -37,16 +40,26 @@ def read_pdf(path: Path) -> Iterator[Piece]:
         with _PDFIUM:
             count, outline = len(document), _outline(document)
         section, empty = None, True
-        for index in range(count):
-            try:
-                with _PDFIUM:
-                    text = _page_text(document, index)
-            except pdfium.PdfiumError as error:
-                raise BookError(f"page {index + 1} is damaged; repair the PDF first, for example with qpdf") from error
-            empty = empty and not text
+
+        def pages() -> Iterator[str]:
+            nonlocal empty
+            for index in range(count):
+                try:
+                    with _PDFIUM:
+                        text = _page_text(document, index)
+                except pdfium.PdfiumError as error:
+                    raise BookError(
+                        f"page {index + 1} is damaged; repair the PDF first, for example with qpdf"
+                    ) from error
+                empty = empty and not text
+                yield text
+
+        for index, text in enumerate(_joined(map(join_words, without_running_heads(pages())))):
+            with _PDFIUM:
+                label = _name(lambda: document.get_page_label(index))  # noqa: B023 - called at once
             for start, end, name in _sections(text, outline.get(index, []), section):
                 section = name
-                yield Piece(text[start:end], page=index + 1, section=section)
+                yield Piece(text[start:end], page=index + 1, section=section, label=label)
     finally:
         with _PDFIUM:
             document.close()
@@ -55,15 +68,29 @@ def read_pdf(path: Path) -> Iterator[Piece]:
 
 
 def clean(raw: str) -> str:
-    """A page's text: one kind of line end, words divided at a line's end joined, no control characters."""
-    text = _HYPHEN.sub(_join, normalise_newlines(raw))
+    """A page's lines as they are printed: one kind of line end, no control characters."""
+    text = _MARK.sub("-\n", normalise_newlines(raw))
     text = "\n".join(line.rstrip() for line in _JUNK.sub("", text).split("\n")).strip()
     return text + "\n" if text else ""
+
+
+def join_words(text: str) -> str:
+    """A page's text with the words joined that line ends divide."""
+    return _HYPHEN.sub(_join, text)
 
 
 def _join(match: re.Match[str]) -> str:
     # Before a capital or a letter without case the hyphen is the word's own, as in "Anglo-Saxon".
     return "" if match.string[match.end()].islower() else "-"
+
+
+def _joined(texts: Iterable[str]) -> Iterator[str]:
+    """The texts of pages; where a page's end divides a word, its parts stand together, each on its page."""
+    held: str | None = None
+    for text in chain(texts, [""]):
+        if held is not None:
+            yield held[:-2] if _DIVIDED.search(held) and text[:1].islower() else held
+        held = text
 
 
 def _page_text(document: PdfDocument, index: int) -> str:
@@ -74,13 +101,21 @@ def _page_text(document: PdfDocument, index: int) -> str:
         page.close()  # closes the text page too
 
 
+def _name(get: Callable[[], str | None]) -> str | None:
+    """A title or a label; what is no text, in a damaged file, names nothing."""
+    try:
+        return title(get() or "")
+    except UnicodeDecodeError:
+        return None
+
+
 def _outline(document: PdfDocument) -> dict[int, list[str]]:
     """Titles of the outline by page index, in the outline's order."""
     titles: dict[int, list[str]] = {}
     for mark in document.get_toc():
         target = mark.get_dest()
         index = target.get_index() if target else None
-        if index is not None and (name := title(mark.get_title() or "")):
+        if index is not None and (name := _name(mark.get_title)):
             titles.setdefault(index, []).append(name)
     return titles
 

@@ -12,8 +12,9 @@ class Piece:
     """Some consecutive text of a book, all of it on one page and in one section."""
 
     text: str
-    page: int | None = None  # counted from 1; only PDF has pages
+    page: int | None = None  # counted from 1; only a PDF's pages are
     section: str | None = None  # the nearest heading before the text, or the chapter's title
+    label: str | None = None  # what the book itself calls the page ("xii", "187"), where it says so
 
 
 def title(text: str) -> str | None:
@@ -24,12 +25,12 @@ def title(text: str) -> str | None:
 def pack(pieces: Iterable[Piece], size: int = PIECE_CHARS) -> Iterator[Piece]:
     """Join neighbours on the same page and in the same section, and cut so that no piece is longer than `size`."""
     held: list[str] = []
-    length, place = 0, (None, None)  # type: int, tuple[int | None, str | None]
+    length, place = 0, (None, None, None)  # type: int, tuple[int | None, str | None, str | None]
     for piece in pieces:
-        if (piece.page, piece.section) != place:
+        if (here := (piece.page, piece.section, piece.label)) != place:
             if held:
                 yield Piece("".join(held), *place)
-            held, length, place = [], 0, (piece.page, piece.section)
+            held, length, place = [], 0, here
         text = piece.text
         while length + len(text) > size:
             yield Piece("".join(held) + text[: size - length], *place)

@@ -71,16 +71,34 @@ def test_pages_of_a_pdf(tmp_path, tiny_model, monkeypatch):
 
     path = tmp_path / "garden.pdf"
     pages = [[f"Gardener {line} of page {page} waters {line} roses." for line in range(12)] for page in range(1, 9)]
-    path.write_bytes(pdf_bytes(pages, outline=[("Roses", 2)]))
+    path.write_bytes(pdf_bytes(pages, outline=[("8.2 Roses", 2)], labels="0 << /S /r >> 2 << /S /D /St 187 >>"))
     text = run("text", path).stdout_bytes.decode()
     answer = json.loads(run("ask", path, "Who waters roses?", "--json", "--model", tiny_model).stdout)
     for passage in answer["evidence"]:
         assert passage["text"] == text[passage["start"] : passage["end"]]
         line = text[: passage["start"] + 1].count("\n")
         assert passage["page"] == line // 12 + 1
-        assert passage["section"] == ("Roses" if line >= 24 else None)
-    shown = run("ask", path, "Who waters roses?", "--model", tiny_model).stdout
-    assert f"p. {answer['evidence'][0]['page']} · " in shown
+        assert passage["section"] == ("8.2 Roses" if line >= 24 else None)
+    cited = ["p. i", "p. ii", *(f"§8.2 Roses, p. {printed}" for printed in range(187, 193))]
+    saved = tmp_path / "garden.esi"
+    run("read", path, "-o", saved, "--model", tiny_model)
+    for book in (path, saved):
+        shown = run("ask", book, "Who waters roses?", "--model", tiny_model).stdout
+        assert all(f" {cited[passage['page'] - 1]} · characters" in shown for passage in answer["evidence"])
+
+
+def test_a_folder_is_a_book(tmp_path, tiny_model):
+    for chapter in (2, 10):
+        (tmp_path / f"chapter {chapter}.md").write_text(f"Gardener {chapter} waters roses.\n", encoding="utf-8")
+    text = run("text", tmp_path).stdout_bytes.decode()
+    assert text.split("\n") == ["Gardener 2 waters roses.", "", "Gardener 10 waters roses.", "", ""]
+    answers = [json.loads(run("ask", tmp_path, QUESTION, "--json", "--model", tiny_model).stdout)]
+    (tmp_path / "chapter 10.md").rename(tmp_path / "chapter 11.md")
+    answers.append(json.loads(run("ask", tmp_path, QUESTION, "--json", "--model", tiny_model).stdout))
+    passage = answers[0]["evidence"][0]
+    assert passage["text"] == text[passage["start"] : passage["end"]]
+    assert passage["section"] == "chapter 2"
+    assert answers[0]["book"]["sha256"] != answers[1]["book"]["sha256"]
 
 
 def test_text_is_the_books_own(book_path, book_text):

@@ -8,23 +8,41 @@ CONTAINER = """<?xml version="1.0"?>
 <container version="1.0" xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>
 <rootfile full-path="OEBPS/book.opf" media-type="application/oebps-package+xml"/></rootfiles></container>"""
 
+# Each code of two bytes is its own character, 256 of them in a range as the format demands.
+TO_UNICODE = "1 begincodespacerange <0000> <FFFF> endcodespacerange\n" + "\n".join(
+    "16 beginbfrange " + " ".join(f"<{i:02X}00> <{i:02X}FF> <{i:02X}00>" for i in range(j, j + 16)) + " endbfrange"
+    for j in range(0, 256, 16)
+)
 
-def pdf_bytes(pages: Sequence[Sequence[str]], outline: Sequence[tuple[str, int]] = (), trailer: str = "") -> bytes:
-    """A PDF of pages of lines (ASCII), with outline entries of title and page index."""
+
+def pdf_bytes(
+    pages: Sequence[Sequence[str]], outline: Sequence[tuple[str, int]] = (), trailer: str = "", labels: str = ""
+) -> bytes:
+    """A PDF of pages of lines (Unicode's first plane), with outline entries of title and page index, and page labels.
+
+    `labels` is what stands in the document's number tree of them.
+    """
     first_page = 4
     first_mark = first_page + 2 * len(pages)
     marks = [first_mark + 1 + index for index in range(len(outline))]
     kids = " ".join(f"{first_page + 2 * index} 0 R" for index in range(len(pages)))
+    to_unicode = first_mark + (1 + len(outline) if outline else 0)
     objects = [
-        "<< /Type /Catalog /Pages 2 0 R" + (f" /Outlines {first_mark} 0 R" if outline else "") + " >>",
+        "<< /Type /Catalog /Pages 2 0 R"
+        + (f" /Outlines {first_mark} 0 R" if outline else "")
+        + (f" /PageLabels << /Nums [{labels}] >>" if labels else "")
+        + " >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     for index, lines in enumerate(pages):
-        shown = " ".join(f"({_escape(line)}) Tj T*" for line in lines)
+        shown = " ".join(f"{_shown(line)} Tj T*" for line in lines)
         content = f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET" if lines else ""
         objects.append(
-            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R >> >> "
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R "
+            f"/F2 << /Type /Font /Subtype /Type0 /BaseFont /X /Encoding /Identity-H /ToUnicode {to_unicode} 0 R "
+            "/DescendantFonts [<< /Type /Font /Subtype /CIDFontType2 /BaseFont /X "
+            "/CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0 >> >>] >> >> >> "
             f"/Contents {first_page + 2 * index + 1} 0 R >>"
         )
         objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
@@ -35,6 +53,7 @@ def pdf_bytes(pages: Sequence[Sequence[str]], outline: Sequence[tuple[str, int]]
         links += f" /Next {marks[index + 1]} 0 R" if index + 1 < len(marks) else ""
         target = f"[{first_page + 2 * page} 0 R /Fit]"
         objects.append(f"<< /Title ({_escape(name)}) /Parent {first_mark} 0 R /Dest {target}{links} >>")
+    objects.append(f"<< /Length {len(TO_UNICODE)} >>\nstream\n{TO_UNICODE}\nendstream")
     out = bytearray(b"%PDF-1.4\n")
     offsets = []
     for number, body in enumerate(objects, 1):
@@ -51,6 +70,12 @@ def encrypted_pdf_bytes() -> bytes:
     """A PDF whose standard security handler (RC4, revision 2) rejects the empty password."""
     encrypt = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{'11' * 32}> /U <{'22' * 32}> /P -4 >>"
     return pdf_bytes([["Secret"]], trailer=f"{encrypt} /ID [<{'33' * 16}> <{'33' * 16}>]")
+
+
+def _shown(line: str) -> str:
+    if line.isascii():
+        return f"/F1 12 Tf ({_escape(line)})"
+    return f"/F2 12 Tf <{line.encode('utf-16-be').hex()}>"
 
 
 def _escape(text: str) -> str:

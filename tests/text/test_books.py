@@ -22,25 +22,25 @@ def test_a_missing_file(tmp_path: Path) -> None:
     fails(tmp_path / "book.pdf", "no such file; check the path")
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    fails(tmp_path, "a folder; give one file")
+def test_an_empty_folder(tmp_path: Path) -> None:
+    fails(tmp_path, "a folder without files of a book; give one with")
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".md", ".html", ".pdf", ".epub", ""])
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".rst", ".html", ".tex", ".ipynb", ".pdf", ".epub", ".docx", ""])
 def test_an_empty_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"book{suffix}"
     path.touch()
     fails(path, "the file is empty")
 
 
-@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.html", "book"])
+@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.rst", "book.html", "book.tex", "book"])
 def test_only_white_space(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b" \r\n\t" * 50_000)
     fails(path, "nothing but white space")
 
 
-@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.html", "book.bin"])
+@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.rst", "book.html", "book.tex", "book.bin"])
 @pytest.mark.parametrize(
     "data",
     [
@@ -54,7 +54,7 @@ def test_only_white_space(tmp_path: Path, name: str) -> None:
 def test_binary_junk(tmp_path: Path, name: str, data: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    fails(path, "binary data; give a .txt, .md, .html, .pdf or .epub file")
+    fails(path, "binary data; give a .txt, .md, .rst, .html, .tex")
 
 
 def test_an_epub_that_is_no_zip_file(tmp_path: Path) -> None:

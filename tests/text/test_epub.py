@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from make_books import CONTAINER, nav, ncx, write_epub, xhtml
 
 from mamba_ssm.errors import BookError
-from mamba_ssm.text import epub as epub_module
+from mamba_ssm.text import archive as archive_module
 from mamba_ssm.text import read_pieces
 
 CHAPTERS = {
@@ -33,6 +33,38 @@ def test_titles_come_from_the_table_of_contents(tmp_path: Path, contents: tuple[
         ("Chapter 1. Light", "Light Leaves."),
         ("Dusk", "Dusk Dark. Still dusk. Almost."),
         ("Chapter 2. Water", "Water Roots."),
+    ]
+
+
+PAGES = {
+    "a.xhtml": xhtml("<p>Before. <span id='p9'/>Nine <a id='p10'></a>ten.</p>"),
+    "b.xhtml": xhtml("<p>Still ten.</p><h1 id='p11'>Eleven</h1>"),
+}
+LABELS = [("a.xhtml#p9", "ix"), ("a.xhtml#p10", "10"), ("b.xhtml#p11", "11")]
+PAGE_LIST = "".join(f'<li><a href="{href}">{name}</a></li>' for href, name in LABELS)
+PAGE_TARGETS = "".join(
+    f'<pageTarget><navLabel><text>{name}</text></navLabel><content src="{href}"/></pageTarget>' for href, name in LABELS
+)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        (
+            "nav.xhtml",
+            nav([("a.xhtml", "A")]).replace("</body>", f'<nav epub:type="page-list"><ol>{PAGE_LIST}</ol></nav></body>'),
+        ),
+        ("toc.ncx", ncx([("a.xhtml", "A")]).replace("</ncx>", f"<pageList>{PAGE_TARGETS}</pageList></ncx>")),
+    ],
+)
+def test_pages_of_the_printed_book_are_labels(tmp_path: Path, contents: tuple[str, str]) -> None:
+    path = write_epub(tmp_path / "book.epub", PAGES, contents)
+    places = [(piece.page, piece.label, piece.section, " ".join(piece.text.split())) for piece in read_pieces(path)]
+    assert places == [
+        (None, None, "A", "Before."),
+        (None, "ix", "A", "Nine"),
+        (None, "10", "A", "ten. Still ten."),
+        (None, "11", "Eleven", "Eleven"),
     ]
 
 
@@ -74,7 +106,7 @@ def test_protected_chapters_are_refused_and_scrambled_fonts_are_not(tmp_path: Pa
 def test_a_truncated_file(tmp_path: Path) -> None:
     path = write_epub(tmp_path / "book.epub", FILES)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BookError, match="truncated or damaged EPUB"):
+    with pytest.raises(BookError, match=r"truncated or damaged EPUB or \.docx"):
         sections(path)
 
 
@@ -85,13 +117,13 @@ def test_a_damaged_chapter_is_named(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[start + 5 : start + 25] = b"\xff" * 20
     path.write_bytes(bytes(data))
-    with pytest.raises(BookError, match=r"'OEBPS/b.xhtml' in the EPUB is damaged"):
+    with pytest.raises(BookError, match=r"'OEBPS/b.xhtml' in the file is damaged"):
         sections(path)
 
 
 @pytest.mark.parametrize("limit", ["ARCHIVE_BYTES", "DOCUMENT_BYTES", "RATIO_FREE_BYTES"])
 def test_a_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(epub_module, limit, 1 << 19)  # each of the three bounds alone
+    monkeypatch.setattr(archive_module, limit, 1 << 19)  # each of the three bounds alone
     path = write_epub(tmp_path / "book.epub", {"a.xhtml": xhtml("<p>" + "x" * (3 << 20) + "</p>")})
     with pytest.raises(BookError, match=r"'OEBPS/a\.xhtml' unpacks to too much; this looks like a zip bomb"):
         sections(path)
@@ -115,7 +147,7 @@ def test_a_compression_that_epub_does_not_allow(tmp_path: Path) -> None:
 
 
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(epub_module, "ARCHIVE_MEMBERS", 5)
+    monkeypatch.setattr(archive_module, "ARCHIVE_MEMBERS", 5)
     with pytest.raises(BookError, match="more than 5 files"):
         sections(write_epub(tmp_path / "book.epub", FILES))
 
@@ -130,10 +162,10 @@ def test_entities_of_xml_are_not_expanded(tmp_path: Path) -> None:
 
 
 def test_a_zip_file_that_is_no_book(tmp_path: Path) -> None:
-    path = tmp_path / "letter.docx"
+    path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("word/document.xml", "<w/>")
-    with pytest.raises(BookError, match="a zip file but not an EPUB; unpack it"):
+        archive.writestr("one.png", b"")
+    with pytest.raises(BookError, match=r"neither an EPUB nor a \.docx; unpack it and give the folder"):
         sections(path)
 
 

@@ -67,6 +67,24 @@ def test_encodings(tmp_path: Path, encoding: str, mark: bytes) -> None:
     assert read(path) == text
 
 
+@pytest.mark.parametrize("name", ["book.md", "book.rst", "book.tex", "book.html"])
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-16", "Die Größe der Zelle – 葉緑体."),
+        ("utf-16-le", "Die Größe der Zelle ist für die Pflanze schön."),
+        ("utf-16-be", "The leaf is green."),
+        ("latin-1", "Die Größe der Zelle ist für die Pflanze schön."),
+        ("cp1252", "He said “this is it” – and left for a café."),
+        ("shift_jis", "葉緑体は植物の細胞にあります。光合成はここで行われます。"),
+    ],
+)
+def test_every_kind_of_text_file_is_in_any_encoding(tmp_path: Path, name: str, encoding: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(f"{text}\n".encode(encoding))
+    assert read(path).strip() == text
+
+
 @pytest.mark.parametrize("before", ["", "The leaf is green. " * 80_000], ids=["alone", "after 1.5 MB of English"])
 @pytest.mark.parametrize(
     ("encoding", "text"),
@@ -129,6 +147,59 @@ def test_markdown_headings_are_sections_and_comments_in_code_are_not(tmp_path: P
     assert pieces[2].text.startswith("## Two\n")
 
 
+def test_underlined_headings_of_markdown_are_sections(tmp_path: Path) -> None:
+    path = tmp_path / "book.md"
+    text = (
+        "---\ndate: today\n---\n\nOne\n===\ntext\n---\nTwo\n---\n\nThree\n-----\n- item\n---\n\n> quote\n---\n\nFour\n="
+    )
+    path.write_text(text, encoding="utf-8")
+    pieces = list(read_pieces(path))
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.section for piece in pieces] == [None, "One", "Three", "Four"]
+    assert pieces[2].text.startswith("Three\n-----\n")
+
+
+def test_titles_of_restructured_text_are_sections(tmp_path: Path) -> None:
+    path = tmp_path / "book.rst"
+    text = """Before
+
+==============
+ 1 The Plant
+==============
+1.1 :mod:`light` --- ``Light``
+------------------------------
+
+Leaves::
+
+    Not a title
+    ===========
+
+Too short
+==
+
+----
+
+A transition above.
+
+=====  =====
+A      B
+=====  =====
+
+.. include:: /etc/passwd
+
+.. raw:: html
+   :file: /etc/passwd
+
+水の道
+~~~~~~
+"""
+    path.write_text(text, encoding="utf-8")
+    pieces = list(read_pieces(path))
+    assert "".join(piece.text for piece in pieces) == text  # as it is: nothing was included
+    assert [piece.section for piece in pieces] == [None, "1 The Plant", "1.1 light --- Light", "水の道"]
+    assert pieces[1].text.startswith("====")
+
+
 def test_chapters_of_plain_text_are_sections(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text(
@@ -138,7 +209,7 @@ def test_chapters_of_plain_text_are_sections(tmp_path: Path) -> None:
     assert [piece.section for piece in read_pieces(path)] == [None, "CHAPTER I. Light", "Chapter Two"]
 
 
-@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.html", "book"])
+@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.rst", "book.html", "book.tex", "book.ipynb", "book"])
 @given(data=st.binary(max_size=300))
 @IN_ONE_FOLDER
 def test_any_bytes_give_text_or_a_book_error(tmp_path: Path, name: str, data: bytes) -> None:
