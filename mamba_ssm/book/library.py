@@ -54,8 +54,8 @@ CREATE TABLE asked (
 class ShelfBook:
     """A book on a shelf.
 
-    ``id`` begins the sha256 of the file at ``path``; ``added`` is a time in UTC, in ISO 8601; ``fingerprint`` is that of
-    the model that read it, and ``file`` the name of what the shelf keeps of it.
+    ``id`` is how the sha256 of the file at ``path`` begins; ``added`` is a time in UTC, in ISO 8601; ``fingerprint`` is
+    that of the model that read it, and ``file`` the name of what the shelf keeps of it.
     """
 
     id: str
@@ -159,7 +159,7 @@ class Library:
             yield
         except sqlite3.Error as error:
             raise ShelfError(
-                f"{self.folder}: the shelf's database cannot be used ({error}); check the folder, its rights and its space"
+                f"{self.folder}: the shelf's database cannot be used ({error}); check the folder and its space"
             ) from error
 
     @contextmanager
