@@ -78,9 +78,9 @@ def test_search_agrees_with_scoring_every_window(engine, book_path, book_text):
         (float((question.query.weights[0] * matches[:, start : start + 64].amax(1)).sum()), start)
         for start in range(0, n - 32, 32)
     ]
-    finder = Finder([question.query], 5, engine.config)
+    finder = Finder([question.query], 5, engine)
     for block, block_keys in FileSource(book_path, engine).blocks():
-        finder.push(block, block_keys.values(engine.device))
+        finder.push(block, block_keys)
     found = [(score, window.first) for window, score, _ in finder.found()[0]]
     best = sorted(scores, reverse=True)[:5]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in best], abs=0.05)
@@ -149,9 +149,9 @@ def test_evidence_never_starts_beyond_the_text(engine, tmp_path):
     path = tmp_path / "padded.txt"
     path.write_text("word " * 200)
     n = engine.tokenizer.encode("word " * 200).ids.size
-    finder = Finder([engine.question("word").query], 50, engine.config)
+    finder = Finder([engine.question("word").query], 50, engine)
     for block, keys in FileSource(path, engine).blocks():
-        finder.push(block, keys.values(engine.device))
+        finder.push(block, keys)
     starts = [window.first for window, _, _ in finder.found()[0]]
     assert sorted(starts) == list(range(0, max(starts) + 1, 32))
     assert max(starts) < n

@@ -5,19 +5,27 @@ from mamba_ssm.book.book import Book, load_book, open_book, read
 from mamba_ssm.book.citation import citation
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
+from mamba_ssm.book.library import Asked, Section, ShelfBook
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.shelf import Shelf, books_in, shelf_folder
 from mamba_ssm.book.source import BookInfo
 
 __all__ = [
     "Answer",
+    "Asked",
     "Book",
     "BookInfo",
     "Engine",
     "Passage",
     "Seconds",
+    "Section",
+    "Shelf",
+    "ShelfBook",
     "bar",
+    "books_in",
     "citation",
     "load_book",
     "open_book",
     "read",
+    "shelf_folder",
 ]

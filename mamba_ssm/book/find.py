@@ -12,12 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mamba_ssm.book.blocks import Block
-from mamba_ssm.esi.config import ESIConfig
+from mamba_ssm.book.engine import Engine, Keys
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import Headings, Query, StreamingSearch
+from mamba_ssm.esi.search import Query, StreamingSearch
 
 GROUP = 16  # questions scored together: their token scores of a block take some megabytes
 
@@ -26,7 +25,8 @@ GROUP = 16  # questions scored together: their token scores of a block take some
 class Passage:
     """A passage that was found: ``text`` is characters start:end of the book's text. Best is the highest ``score``.
 
-    ``page`` counts from 1; ``label`` is what the book itself calls that page, where it says so.
+    ``page`` counts from 1; ``label`` is what the book itself calls that page, where it says so. ``book`` is the id of a
+    book on a shelf; None where one book was asked.
     """
 
     text: str
@@ -36,11 +36,15 @@ class Passage:
     section: str | None
     score: float
     label: str | None = None
+    book: str | None = None
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window that was kept: its tokens ids (n,), at ``first`` in the book, and their characters as in Block."""
+    """A window that was kept: its tokens ids (n,), at ``first`` in the book, and their characters as in Block.
+
+    ``book`` as in Passage.
+    """
 
     first: int
     ids: NDArray[np.int32]
@@ -49,7 +53,8 @@ class Window:
     text: str
     page: int | None
     section: str | None
-    label: str | None
+    label: str | None = None
+    book: str | None = None
 
     @classmethod
     def of(cls, block: Block, first: int, length: int) -> Window:
@@ -69,7 +74,7 @@ class Window:
         return text, start, start + len(text)
 
     def passage(self, score: float) -> Passage:
-        return Passage(*self.slice(0, -1), self.page, self.section, score, self.label)
+        return Passage(*self.slice(0, -1), self.page, self.section, score, self.label, self.book)
 
     def padded(self, length: int) -> NDArray[np.int32]:
         """The ids, PAD after the book's last."""
@@ -83,16 +88,18 @@ Found = tuple[Window, float, float]
 class Finder:
     """Keeps the k best windows of each question of the blocks that it is given, in order."""
 
-    def __init__(self, queries: Sequence[Query], k: int, config: ESIConfig) -> None:
-        self.k, self.config = k, config
+    def __init__(self, queries: Sequence[Query], k: int, engine: Engine) -> None:
+        self.k, self.engine, self.config = k, engine, engine.config
         groups = [_stack(queries[i : i + GROUP]) for i in range(0, len(queries), GROUP)]
-        self._searches = [StreamingSearch(query, k, config.stride) for query in groups]
+        self._searches = [StreamingSearch(query, k, self.config.stride) for query in groups]
         self._kept: list[list[list[Window | None]]] = [[[None] * k for _ in query.vectors] for query in groups]
         self._tail: Block | None = None
 
     @torch.inference_mode()
-    def push(self, block: Block, keys: Tensor, headings: Headings | None = None) -> None:
-        """Search a block with its keys (L, R) and what it stands under."""
+    def push(self, block: Block, stored: Keys) -> None:
+        """Search a block with its keys, and under its headings."""
+        keys = stored.values(self.engine.device)
+        headings = self.engine.headings(*block.sections(self.config.stride))
         text = block if self._tail is None else block.after(self._tail)
         if self._tail is None:  # a book shorter than a window is one window
             missing = max(self.config.window - len(keys), 0)

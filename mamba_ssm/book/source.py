@@ -87,10 +87,11 @@ class FileSource:
             tokens, characters = tokens + len(block.ids), block.offset + len(block.text)
             if report is not None:
                 report(Progress(tokens, seen if total is None else min(seen, total), total))
-        self.info = BookInfo(os.fspath(self.path), _sha256(self.path), tokens, characters)
+        self.info = BookInfo(os.fspath(self.path), sha256_of(self.path), tokens, characters)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal; of a folder, of its files' names and sha256. Raises BookError."""
     if not path.is_dir():
         return _sha256_of_file(path)
     lines = [f"{_sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in book_files(path)]

@@ -45,6 +45,7 @@ _BY_SUFFIX: dict[str, Reader] = {
     ".ipynb": read_notebook,
     ".txt": read_text,
 }
+SUFFIXES = frozenset(_BY_SUFFIX)
 _OLD_WORD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # the file format of Word before .docx, and of encrypted .docx
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 
