@@ -5,6 +5,19 @@ from mamba_ssm.book.book import Book, load_book, open_book, read
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.relevance import Relevance
 from mamba_ssm.book.source import BookInfo
 
-__all__ = ["Answer", "Book", "BookInfo", "Engine", "Passage", "Seconds", "bar", "load_book", "open_book", "read"]
+__all__ = [
+    "Answer",
+    "Book",
+    "BookInfo",
+    "Engine",
+    "Passage",
+    "Relevance",
+    "Seconds",
+    "bar",
+    "load_book",
+    "open_book",
+    "read",
+]

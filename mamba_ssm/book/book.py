@@ -11,6 +11,7 @@ from mamba_ssm.book.answers import Answer, Reply, Seconds, plain_prompt, point, 
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.relevance import BINS, Relevance, relevance
 from mamba_ssm.book.source import BookInfo, FileSource, Report, Source
 from mamba_ssm.book.store import StoredSource, is_saved, open_stored, store
 from mamba_ssm.errors import QuestionError
@@ -141,6 +142,16 @@ class Book:
             Reply(*context.fork().generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode), evidence=[])
             for prompt in prompts
         )
+
+    def relevance(self, question: str, bins: int = BINS, report: Report | None = None) -> Relevance:
+        """How well each part of the book fits a question: the best window of each of at most ``bins`` runs of windows.
+
+        The scores are the search's alone; evidence is ordered by what the reader makes of the best windows.
+        Raises QuestionError for a question without words or too long.
+        """
+        if bins < 1:
+            raise ValueError("bins must be at least 1")
+        return relevance(self._source, self.engine, question, bins, report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read to one file, for `load_book`. Raises BookError where that cannot be."""

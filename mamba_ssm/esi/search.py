@@ -126,27 +126,34 @@ class TopK:
         return order
 
 
-class StreamingSearch:
-    """Score the windows of a stream of keys against questions and keep the best k of each, in O(k) memory.
+class StreamingScores:
+    """Score the windows of a stream of keys against questions. The scores do not depend on how the stream is cut."""
 
-    The result does not depend on how the stream is cut into blocks.
-    """
-
-    def __init__(self, query: Query, k: int, stride: int) -> None:
+    def __init__(self, query: Query, stride: int) -> None:
         self.query, self.stride = query, stride
-        self.top = TopK(len(query.vectors), k, query.vectors.device)
         self.position = 0
         self._last_half: Tensor | None = None
 
-    def push(self, keys: Tensor) -> Tensor:
-        """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
+    def score(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 
-        L is a multiple of ``stride``. Returns what `TopK.merge` returns: where each window that is now kept came from.
+        L is a multiple of ``stride``. Returns the scores (B, W) and first tokens (W,) of the windows that they end.
         """
         first = self.position if self._last_half is None else self.position - self.stride
         scores, self._last_half = topk_search.window_scores(
             self.query.vectors, self.query.weights, keys, self.stride, self._last_half
         )
         self.position += keys.shape[-2]
-        starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
-        return self.top.merge(scores, starts)
+        return scores, first + self.stride * torch.arange(scores.shape[1], device=scores.device)
+
+
+class StreamingSearch(StreamingScores):
+    """Keep the best k windows of each question, in O(k) memory. They do not depend on how the stream is cut."""
+
+    def __init__(self, query: Query, k: int, stride: int) -> None:
+        super().__init__(query, stride)
+        self.top = TopK(len(query.vectors), k, query.vectors.device)
+
+    def push(self, keys: Tensor) -> Tensor:
+        """Search the next keys, as ``score``. Returns what `TopK.merge` does: where each kept window came from."""
+        return self.top.merge(*self.score(keys))
