@@ -33,6 +33,13 @@ class Passage:
     section: str | None
     score: float
 
+    @property
+    def place(self) -> list[str]:
+        """Where it lies, for people: page and section where the book has them, and the characters."""
+        parts = [f"p. {self.page}"] if self.page is not None else []
+        parts += [" ".join(self.section.split())] if self.section else []
+        return [*parts, f"characters {self.start:,}–{self.end:,}"]
+
 
 @dataclass(frozen=True)
 class Window:
