@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     model = MambaLMHeadModel.from_pretrained(args.model)
     weights = {k: v.detach() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     table = weights.pop(TABLE)

@@ -10,6 +10,7 @@ The data with their licences and the results are in mamba_ssm/weights/default/RE
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -34,7 +35,15 @@ ESI = {"n_enc": 1, "d_state": 8, "n_read": 3}
 DEVELOPMENT_QUESTIONS = 2000
 TEACHER_RATE, TEACHER_ROWS = 1e-4, 64
 SMALL_ARTICLES = 60
-SMALL = {"search_steps": 100, "read_steps": 700, "language_steps": 100, "articles": 4, "batch": 16, "teacher_steps": 0}
+SMALL = {
+    "search_steps": 100,
+    "read_steps": 700,
+    "language_steps": 100,
+    "articles": 4,
+    "batch": 16,
+    "teacher_steps": 0,
+    "minings": 1,
+}
 
 
 def build(data: Path) -> MambaLMHeadModel:
@@ -53,6 +62,7 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, default=900)
     parser.add_argument("--teacher-steps", type=int, default=2000, help="0 for none")
     parser.add_argument("--read-steps", type=int, default=10500)
+    parser.add_argument("--minings", type=int, default=2, help="times that windows are found for the reader")
     parser.add_argument("--language-steps", type=int, default=1500)
     parser.add_argument("--articles", type=int, default=12, help="article crops in a batch of the search")
     parser.add_argument("--crop", type=int, default=4032, help="tokens of a crop, a multiple of 192")
@@ -96,19 +106,26 @@ def main() -> None:
                         line[f"EM/F1, {articles} articles"] = [round(q, 4) for q in quality]
             log(json.dumps(line))
 
-        def teach(mined: Mined) -> list[Taught]:
+        @functools.cache
+        def teacher() -> teaching.Teacher:
             pieces = teaching.Pieces.load(args.data / "pieces.safetensors").to(device)
             weights = args.data / "teacher.safetensors"
-            teacher = teaching.Teacher(dequantise(read_weights(weights), weights), pieces).to(device)
-            window, rng = model.searcher().config.window, np.random.default_rng(args.seed)
-            lessons = read_batches(training, mined, TEACHER_ROWS, READ, window, rng, device)
-            teaching.tune(teacher, lessons, args.teacher_steps, TEACHER_RATE, log)
-            teacher.eval()
-            return teacher.label(training, mined, window)
+            return teaching.Teacher(dequantise(read_weights(weights), weights), pieces).to(device)
+
+        def teach(mined: Mined) -> list[Taught]:
+            """Of what is found first, the teacher learns itself."""
+            config = model.searcher().config
+            if not teacher.cache_info().currsize:
+                lessons = read_batches(
+                    training, mined, TEACHER_ROWS, READ, config, np.random.default_rng(args.seed), device
+                )
+                teaching.tune(teacher(), lessons, args.teacher_steps, TEACHER_RATE, log)
+            return teacher().eval().label(training, mined, config.window)
 
         def done(stage: str) -> None:
             model.save_pretrained(args.out / "model")
-            report(stage, answers=stage != "search")
+            if stage != "reader":  # which the language model leaves as it is
+                report(stage, answers=stage != "search")
 
         recipe = Recipe(
             search_rates={"backbone.embedding": TABLE_RATE, "backbone.layers": ENCODER_RATE},
@@ -124,9 +141,10 @@ def main() -> None:
             crop=args.crop,
             batch=args.batch,
             seed=args.seed,
+            minings=args.minings,
         )
-        teacher = teach if args.teacher_steps else None
-        train_esi(model, training, recipe, log, done=done, recall=recall_books, teach=teacher)
+        taught = teach if args.teacher_steps else None
+        train_esi(model, training, recipe, log, done=done, recall=recall_books, teach=taught)
 
 
 if __name__ == "__main__":

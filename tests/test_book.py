@@ -81,16 +81,16 @@ def test_search_agrees_with_scoring_every_window(engine, book_path, book_text):
     finder = Finder([question.query], 5, engine.config)
     for block, block_keys in FileSource(book_path, engine).blocks():
         finder.push(block, block_keys.values(engine.device))
-    found = [(score, window.first) for window, score in finder.found()[0]]
+    found = [(score, window.first) for window, score, _ in finder.found()[0]]
     best = sorted(scores, reverse=True)[:5]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in best], abs=0.05)
     assert len({start for _, start in found} & {start for _, start in best}) >= 4
 
 
 @settings(max_examples=15, deadline=None)
-@given(segments=st.integers(1, 40), length=st.integers(1, 3000))
-def test_block_size_changes_nothing(engine, book_text, tmp_path_factory, segments, length):
-    path = tmp_path_factory.mktemp("part") / "part.txt"
+@given(segments=st.integers(1, 40), length=st.integers(1, 30_000), suffix=st.sampled_from([".txt", ".md"]))
+def test_block_size_changes_nothing(engine, book_text, tmp_path_factory, segments, length, suffix):
+    path = tmp_path_factory.mktemp("part") / f"part{suffix}"
     path.write_text("x" + book_text[:length], encoding="utf-8")
 
     class Blocks(Engine):
@@ -112,7 +112,7 @@ def test_block_size_changes_nothing(engine, book_text, tmp_path_factory, segment
     size=st.integers(1, 9),
 )
 def test_blocks_cover_the_text(engine, texts, size):
-    pieces = [Piece(text, page=i + 1) for i, text in enumerate(texts)]
+    pieces = [Piece(text, page=i + 1, section=f"§{i + 1}") for i, text in enumerate(texts)]
     page_of = [i + 1 for i, text in enumerate(texts) for _ in text]
     whole = "".join(texts)
     encoded = engine.tokenizer.encode(whole)
@@ -128,6 +128,8 @@ def test_blocks_cover_the_text(engine, texts, size):
         for start, end in zip(joined.starts.tolist(), joined.ends.tolist(), strict=True):
             assert joined.text[start - joined.offset : end - joined.offset] == whole[start:end]
             assert joined.mark(start).page == page_of[start]
+        titles, under = block.sections(2)
+        assert [titles[i] for i in under] == [f"§{page_of[start]}" for start in block.starts[::2].tolist()]
     assert blocks[-1].offset + len(blocks[-1].text) == len(whole)
 
 
@@ -150,7 +152,7 @@ def test_evidence_never_starts_beyond_the_text(engine, tmp_path):
     finder = Finder([engine.question("word").query], 50, engine.config)
     for block, keys in FileSource(path, engine).blocks():
         finder.push(block, keys.values(engine.device))
-    starts = [window.first for window, _ in finder.found()[0]]
+    starts = [window.first for window, _, _ in finder.found()[0]]
     assert sorted(starts) == list(range(0, max(starts) + 1, 32))
     assert max(starts) < n
     assert max(starts) + 64 >= n
@@ -165,6 +167,48 @@ def test_saved_and_streamed_answers_are_the_same(engine, book_path, saved, optio
         alone = [book.ask(question, **options) for question in questions]
     assert [said(a) for a in loaded] == [said(a) for a in streamed] == [said(a) for a in alone]
     assert [answer.question for answer in loaded] == questions
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory, book_text):
+    """A book of twelve chapters, with a sentence in each that differs in a number alone, far from the heading."""
+    filler = "The gardeners spoke of the weather, of seeds, and of what the year might bring. " * 30
+    chapters = [
+        f"# Chapter {n}\n\n{filler}\n\nThe access code of Velkor is {4000 + 37 * n}.\n\n{filler}\n\n"
+        for n in range(1, 13)
+    ]
+    path = tmp_path_factory.mktemp("codes") / "codes.md"
+    path.write_text("".join(chapters))
+    return path
+
+
+@pytest.mark.parametrize("chapter", [3, 7, 9])
+def test_the_chapter_that_is_asked_for_comes_first(codes, chapter):
+    question = f"In Chapter {chapter}, what is the access code of Velkor?"
+    best = open_book(codes).ask(question).evidence[0]
+    assert best.section == f"Chapter {chapter}"
+    assert f"Velkor is {4000 + 37 * chapter}." in best.text
+
+
+def test_a_saved_book_knows_its_headings(codes, tmp_path):
+    question = "What is the access code of Velkor in Chapter 5?"
+    streamed = open_book(codes).ask(question)
+    with mamba_ssm.read(codes, progress=False) as book:
+        book.save(tmp_path / "codes.esi")
+    with mamba_ssm.load_book(tmp_path / "codes.esi") as book:
+        assert said(book.ask(question)) == said(streamed)
+
+
+def test_headings_are_read_alone_and_of_a_text_without_sections_there_are_none(engine):
+    assert engine.headings([None, " "], np.array([0, 1])) is None
+    titles = ["Photosynthesis", None, "The light-dependent reactions of photosynthesis"]
+    together = engine.headings(titles, np.array([0, 1, 2]))
+    assert together.place.tolist() == [0, 2, 1]
+    query = engine.question("What is photosynthesis?").query
+    for column in (0, 2):
+        alone = Engine(engine.model, engine.tokenizer, "other").headings([titles[column]], np.array([0]))
+        alone = alone.matches(query)[..., 0]
+        torch.testing.assert_close(together.matches(query)[..., column], alone, atol=1e-6, rtol=0)
 
 
 def test_many_questions_at_once(engine, saved):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from recall.search import Found, Search, ask
@@ -32,7 +32,7 @@ def predict(engine: Engine, questions: Sequence[str], several: bool, search: Sea
     predictions: list[Prediction] = []
     for i in range(0, len(questions), BATCH):
         rows = slice(i, i + BATCH)
-        part = Found(found.starts[rows], found.scores[rows], found.ids[rows])
+        part = Found(found.starts[rows], found.scores[rows], found.ids[rows], found.gains[rows])
         k = engine.config.n_ranked if several else engine.config.top_k
         answers = _answers(engine, questions[rows], part, k)
         for said, windows in zip(answers, part.starts.tolist(), strict=True):
@@ -45,6 +45,7 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> 
     assert engine.model.esi is not None
     memory = engine.searcher.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
     assert memory is not None
+    memory = replace(memory, gains=found.gains[:, :k])
     spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=MAX_TOKENS)
     columns = torch.stack([spans.window, spans.first, spans.last], -1).tolist()
     answers = []

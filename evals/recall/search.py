@@ -23,11 +23,13 @@ from mamba_ssm.training.recall.haystack import Haystack
 
 @dataclass(frozen=True)
 class Found:
-    """Windows, best first: where they begin (Q, K; -1 where there is none), scores (Q, K), ids (Q, K, W)."""
+    """Windows, best first: where they begin (Q, K; -1 where there is none), scores (Q, K), ids (Q, K, W), and what
+    headings added to their scores (Q, K)."""
 
     starts: Tensor
     scores: Tensor
     ids: Tensor
+    gains: Tensor
 
 
 class Search(Protocol):
@@ -58,14 +60,16 @@ class ModelSearch:
             with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.device.type == "cuda"):
                 keys = engine.keys(block, before)
             first = search.position > 0
-            source = search.push(keys.values(engine.device))
+            halves = search.position + config.stride * np.arange(len(keys.scales) // config.stride)
+            headings = engine.headings(*self.haystack.headings(halves))
+            source = search.push(keys.values(engine.device), headings)
             text = np.concatenate([before[len(before) - config.stride * first :], block])
             text = np.pad(text, (0, half_windows(len(text), config.stride) - len(text)), constant_values=PAD)
             new = engine.tokens(text).unfold(0, config.window, config.stride)[(source - k).clamp(min=0)]
             old = kept.gather(1, source.clamp(max=k - 1)[..., None].expand(-1, -1, config.window))
             kept = torch.where((source < k)[..., None], old, new)
             before = np.concatenate([before, block])[-config.warmup :]
-        return Found(search.top.starts, search.top.scores, kept)
+        return Found(search.top.starts, search.top.scores, kept, search.gains)
 
 
 class BM25Search:
@@ -93,7 +97,7 @@ class BM25Search:
         starts = self.starts[found.astype(np.int64)]
         ids = engine.tokens(self.text[starts[..., None] + np.arange(config.window)])
         scores = torch.cat([self._scores(question, row) for question, row in zip(questions, ids, strict=True)])
-        return Found(torch.from_numpy(starts).to(engine.device), scores, ids)
+        return Found(torch.from_numpy(starts).to(engine.device), scores, ids, torch.zeros_like(scores))
 
     def _scores(self, question: str, windows: Tensor) -> Tensor:
         """The model's score of windows (K, W) -> (1, K)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,11 +88,12 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
     assert engine.model.esi is not None
     if not found:
         return Reply("", 0.0, [], told=False)
-    reader, windows = engine.model.esi.reader, [window for window, _ in found]
+    reader, windows = engine.model.esi.reader, [window for window, _, _ in found]
     ids = engine.tokens(np.stack([window.padded(engine.config.window) for window in windows]))
-    scores = torch.tensor([[score for _, score in found]], device=engine.device)
+    scores, gains = (torch.tensor([column], device=engine.device) for column in list(zip(*found, strict=True))[1:])
     memory = engine.searcher.read(question, ids[None], scores)
     assert memory is not None
+    memory = replace(memory, gains=gains)
     ranked = reader.ranking(memory)[0]
     ranking, told = ranked.tolist(), reader.tells(ranked)
     order = sorted(range(len(windows)), key=lambda i: -ranking[i])
@@ -119,7 +120,7 @@ def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, li
     """Answer without ESI weights: rerank what the embeddings found, and read the best right before the question."""
     encode = engine.tokenizer.encode
     lead, asked = encode("\n\nQuestion:").ids.tolist(), encode(f" {question}").ids.tolist()
-    windows = [window for window, _ in found]
+    windows = [window for window, _, _ in found]
     likelihood = question_likelihood(engine.model, [window.ids.tolist() for window in windows], lead, asked)
     ranked = sorted(zip(likelihood, windows, strict=True), key=lambda pair: -pair[0])
     context: list[int] = []

@@ -73,6 +73,12 @@ class Block:
         """Page and section of a character of the book."""
         return [mark for mark in self.marks if mark.start <= character][-1]
 
+    def sections(self, stride: int) -> tuple[list[str | None], NDArray[np.int64]]:
+        """The sections of the marks, and under which of them every ``stride``-th token stands, from the first."""
+        begins = np.array([mark.start for mark in self.marks])
+        under = np.searchsorted(begins, self.starts[::stride], side="right") - 1
+        return [mark.section for mark in self.marks], under
+
 
 def _marks_of(marks: Iterable[Mark], start: int, end: int) -> tuple[Mark, ...]:
     """The marks that hold between two characters."""

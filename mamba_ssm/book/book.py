@@ -136,7 +136,8 @@ class Book:
         searched = 0.0
         for block, keys in self._source.blocks(report):
             started = time.perf_counter()
-            finder.push(block, keys.values(engine.device))
+            headings = engine.headings(*block.sections(engine.config.stride))
+            finder.push(block, keys.values(engine.device), headings)
             searched += time.perf_counter() - started
         found = finder.found()
         if trained:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError, CheckpointError, QuestionError
 from mamba_ssm.esi.module import Question, Searcher
+from mamba_ssm.esi.reader import PAD
+from mamba_ssm.esi.search import Headings
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import FILE as TOKENIZER_FILE
 from mamba_ssm.text.tokenizer import Tokenizer
@@ -28,6 +31,8 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "weights" / "default"
 NEOX = "EleutherAI/gpt-neox-20b"  # the tokenizer of the published checkpoints, which carry none
 NEOX_VOCABULARY = (50277, 50280)
 MAX_QUESTION = 512
+MAX_TITLE = 64  # tokens of a title that are matched
+KEPT_TITLES = 4096  # whose keys take some megabytes
 KEYS_DEPEND_ON = ("n_enc", "d_search", "segment", "warmup", "window")  # of the sizes in ESIConfig
 SEGMENTS = {"cpu": 32}  # of a block: enough to keep the cores busy, few enough to need little memory
 SEGMENTS_ELSEWHERE = 256
@@ -59,6 +64,7 @@ class Engine:
         self.device = model.backbone.embedding.weight.device
         self.searcher: Searcher = model.searcher()
         self.config = self.searcher.config
+        self._titles: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -115,6 +121,30 @@ class Engine:
         keys = self.searcher.segment_keys(row.unfold(0, config.segment, config.block)).flatten(0, 1)
         keys[len(ids) :] = 0.0
         return Keys.of(keys[: half_windows(len(ids), config.stride)])
+
+    @torch.inference_mode()
+    def headings(self, titles: Sequence[str | None], under: NDArray[np.int64]) -> Headings | None:
+        """Half windows stand under these of the titles: ``under`` (H,). None where they stand under none."""
+        distinct = {title: number for number, title in enumerate(dict.fromkeys(t for t in titles if t and t.strip()))}
+        if not distinct:
+            return None
+        keys = self._title_keys(list(distinct))
+        title = torch.repeat_interleave(torch.arange(len(keys)), torch.tensor([len(k) for k in keys]))
+        number = np.array([distinct.get(title or "", len(distinct)) for title in titles])
+        place = torch.from_numpy(number[under])
+        return Headings(torch.cat(keys), title.to(self.device), place.to(self.device), len(keys))
+
+    def _title_keys(self, titles: list[str]) -> list[Tensor]:
+        """Keys (T, R) of each title, read alone from a zero state; those of the last titles are kept."""
+        known = self._titles
+        if new := [title for title in titles if title not in known]:
+            rows = [self.tokens(self.tokenizer.encode(f" {title}").ids[:MAX_TITLE]) for title in new]
+            keys = self.searcher.title_keys(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD))
+            fresh = {title: part[: len(row)].clone() for title, part, row in zip(new, keys, rows, strict=True)}
+            known = {**known, **fresh}
+            # Replaced, never changed: another thread may read it.
+            self._titles = known if len(known) <= KEPT_TITLES else fresh
+        return [known[title] for title in titles]
 
     @cached_property
     def fingerprint(self) -> str:

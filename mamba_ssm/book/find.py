@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_ssm.book.blocks import Block
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import Query, StreamingSearch
+from mamba_ssm.esi.search import Headings, Query, StreamingSearch, whole_window
 
 GROUP = 16  # questions scored together: their token scores of a block take some megabytes
 
@@ -78,8 +78,8 @@ class Window:
         return np.pad(self.ids, (0, length - len(self.ids)), constant_values=PAD)
 
 
-Found = tuple[Window, float]
-"""A window and its score."""
+Found = tuple[Window, float, float]
+"""A window, its score, and the part of it that is due to headings."""
 
 
 class Finder:
@@ -93,13 +93,13 @@ class Finder:
         self._tail: Block | None = None
 
     @torch.inference_mode()
-    def push(self, block: Block, keys: Tensor) -> None:
-        """Search a block with its keys (L, R)."""
+    def push(self, block: Block, keys: Tensor, headings: Headings | None = None) -> None:
+        """Search a block with its keys (L, R) and what it stands under."""
         text = block if self._tail is None else block.after(self._tail)
-        if self._tail is None:  # a book shorter than a window is one window
-            keys = F.pad(keys, (0, 0, 0, max(self.config.window - len(keys), 0)))
+        if self._tail is None:
+            keys, headings = whole_window(keys, headings, self.config.stride)
         for search, kept in zip(self._searches, self._kept, strict=True):
-            sources, starts = search.push(keys).tolist(), search.top.starts.tolist()
+            sources, starts = search.push(keys, headings).tolist(), search.top.starts.tolist()
             for row, source in enumerate(sources):
                 kept[row] = [
                     kept[row][place] if place < self.k else Window.of(text, start, self.config.window)
@@ -110,9 +110,13 @@ class Finder:
     def found(self) -> list[list[Found]]:
         """The windows of each question, best first. White space alone is no find."""
         return [
-            [(w, score) for w, score in zip(windows, scores, strict=True) if w is not None and not w.text.isspace()]
+            [
+                (window, score, gain)
+                for window, score, gain in zip(*columns, strict=True)
+                if window is not None and not window.text.isspace()
+            ]
             for search, kept in zip(self._searches, self._kept, strict=True)
-            for windows, scores in zip(kept, search.top.scores.tolist(), strict=True)
+            for columns in zip(kept, search.top.scores.tolist(), search.gains.tolist(), strict=True)
         ]
 
 

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.source import Report, Source
-from mamba_ssm.esi.search import StreamingScores
+from mamba_ssm.esi.search import StreamingScores, whole_window
 
 BINS = 2000
 
@@ -38,10 +37,11 @@ def relevance(
     numbers, positions, scores = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     half = np.empty(0, np.int64)  # where the tokens of the last half window begin
     for block, keys in source.blocks(report):
+        headings = engine.headings(*block.sections(stride))
         values = keys.values(engine.device)
-        if not half.size:  # a book shorter than a window is one window
-            values = F.pad(values, (0, 0, 0, max(engine.config.window - len(values), 0)))
-        new, first = search.score(values)
+        if not half.size:
+            values, headings = whole_window(values, headings, stride)
+        new, first, _ = search.score(values, headings)
         starts = np.concatenate([half, block.starts])
         half = block.starts[-stride:]
         numbers = np.concatenate([numbers, first.cpu().numpy() // stride])

@@ -53,6 +53,10 @@ class Searcher(Protocol):
         """segment_ids (S, segment) -> keys (S, block, R) of the tokens after the warm-up."""
         ...
 
+    def title_keys(self, ids: Tensor) -> Tensor:
+        """ids (S, L) -> keys (S, L, R) of texts that are short enough to need no warm-up."""
+        ...
+
     def read(self, question: Question, window_ids: Tensor, scores: Tensor) -> Memory | None:
         """Read window_ids (B, K, W), found with scores (B, K), beside the question; None without a trained reader."""
         ...
@@ -72,6 +76,9 @@ class TrainedSearcher:
     def segment_keys(self, segment_ids: Tensor) -> Tensor:
         return self.esi.search.keys(self.encode(segment_ids)[:, self.config.warmup :])
 
+    def title_keys(self, ids: Tensor) -> Tensor:
+        return self.esi.search.keys(self.encode(ids))
+
     def read(self, question: Question, window_ids: Tensor, scores: Tensor) -> Memory:
         hidden = self.encode(window_ids.flatten(0, 1)).unflatten(0, window_ids.shape[:2])
         return self.esi.reader(question, hidden, window_ids, self.esi.search.keys(hidden), scores)
@@ -89,6 +96,9 @@ class EmbeddingSearcher:
 
     def segment_keys(self, segment_ids: Tensor) -> Tensor:
         return self.search.keys(segment_ids[:, self.config.warmup :])
+
+    def title_keys(self, ids: Tensor) -> Tensor:
+        return self.search.keys(ids)
 
     def read(self, question: Question, window_ids: Tensor, scores: Tensor) -> None:
         return None

@@ -24,19 +24,25 @@ PAD = 0
 MAX_ANSWER = 24
 DROPOUT = 0.15
 SEARCH_SHARE = 0.3  # of the search's score in what windows are ranked by; chosen on the development articles
+HEADING_SHARE = 0.5  # of what headings add to a score, in the logits of an answer; chosen on development articles, too
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Retrieved windows, read: token ids (B, K, W), states (B, K, W, E), scores (B, K; -inf where no window is)."""
+    """Retrieved windows, read: token ids (B, K, W), states (B, K, W, E), scores (B, K; -inf where no window is).
+
+    ``gains`` (B, K) is what headings added to the scores; the reader sees no heading.
+    """
 
     ids: Tensor
     states: Tensor
     scores: Tensor
+    gains: Tensor | None = None
 
     def first(self, k: int) -> Memory:
         """The first k windows alone."""
-        return Memory(self.ids[:, :k], self.states[:, :k], self.scores[:, :k])
+        gains = None if self.gains is None else self.gains[:, :k]
+        return Memory(self.ids[:, :k], self.states[:, :k], self.scores[:, :k], gains)
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,9 @@ class WindowReader(nn.Module):
         # Of no window's score, -inf, the gradient would be NaN.
         scores = memory.scores.masked_fill(memory.scores == float("-inf"), 0.0)
         logits = self.span(memory.states).float() + (scores[..., None] * self.score_weight)[:, :, None]
+        if memory.gains is not None:  # from the best one's down, so that "no answer here" is as likely beside it
+            gains = memory.gains - memory.gains.amax(-1, keepdim=True)
+            logits = logits + HEADING_SHARE * gains[..., None, None]
         logits = logits.masked_fill((memory.ids == PAD)[..., None], float("-inf"))
         empty = self.no_answer.expand(len(logits), 1, 2).float()
         first, last = torch.cat([logits.flatten(1, 2), empty], 1).unbind(-1)

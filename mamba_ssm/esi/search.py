@@ -6,7 +6,7 @@ Shapes: B batch, M question tokens, L text tokens, R search width, W windows, K 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,24 @@ def window_scores(query: Query, maxima: Tensor) -> Tensor:
     return topk_search.pair_scores(query.weights, maxima)
 
 
+@dataclass(frozen=True)
+class Headings:
+    """The headings that half windows stand under, S = ``count`` of them: keys (T, R) of all their tokens; title (T,),
+    to which of them, 0..S-1, a key belongs; place (H,), under which a half window stands, S where under none.
+    """
+
+    keys: Tensor
+    title: Tensor
+    place: Tensor
+    count: int
+
+    def matches(self, query: Query) -> Tensor:
+        """Best match of each question token in each half window's heading, (B, M, H); -inf where there is none."""
+        best = self.keys.new_full((*query.weights.shape, self.count + 1), float("-inf"))
+        matches = query.vectors @ self.keys.mT
+        return best.scatter_reduce_(-1, self.title.expand_as(matches), matches, "amax")[..., self.place]
+
+
 class TopK:
     """The k best windows of a stream, in memory that does not grow with it.
 
@@ -126,6 +144,15 @@ class TopK:
         return order
 
 
+def whole_window(keys: Tensor, headings: Headings | None, stride: int) -> tuple[Tensor, Headings | None]:
+    """The first keys (L, R) of a stream and what they stand under: one shorter than a window is one window."""
+    missing = max(2 * stride - len(keys), 0)
+    if headings is not None:
+        place = F.pad(headings.place, (0, missing // stride), value=headings.count)
+        headings = replace(headings, place=place)
+    return F.pad(keys, (0, 0, 0, missing)), headings
+
+
 class StreamingScores:
     """Score the windows of a stream of keys against questions. The scores do not depend on how the stream is cut."""
 
@@ -133,27 +160,58 @@ class StreamingScores:
         self.query, self.stride = query, stride
         self.position = 0
         self._last_half: Tensor | None = None
+        self._last_floor: Tensor | None = None
 
-    def score(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, keys: Tensor, headings: Headings | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Take the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 
-        L is a multiple of ``stride``. Returns the scores (B, W) and first tokens (W,) of the windows that they end.
+        L is a multiple of ``stride``. A half window matches a token of a question as well as its heading does, if that
+        is better. Returns of the windows that these tokens end the scores (B, W), the first tokens (W,), and what
+        headings added to the scores (B, W).
         """
         first = self.position if self._last_half is None else self.position - self.stride
-        scores, self._last_half = topk_search.window_scores(
-            self.query.vectors, self.query.weights, keys, self.stride, self._last_half
-        )
+        query, floor = self.query, self._floor(headings, keys.shape[-2] // self.stride)
+        if floor is None:
+            scores, self._last_half = topk_search.window_scores(
+                query.vectors, query.weights, keys, self.stride, self._last_half
+            )
+            gains = torch.zeros_like(scores)
+        else:
+            scores, gains, self._last_half = topk_search.window_scores_above(
+                query.vectors, query.weights, keys, self.stride, floor, self._last_half
+            )
         self.position += keys.shape[-2]
-        return scores, first + self.stride * torch.arange(scores.shape[1], device=scores.device)
+        starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
+        return scores, starts, gains
+
+    def _floor(self, headings: Headings | None, halves: int) -> Tensor | None:
+        """The matches of headings (B, M, H), the last half window's first; None where no heading matters."""
+        above, none = self._last_floor, self.query.weights[..., None]
+        if headings is None and above is None:
+            return None
+        new = none.new_full((*none.shape[:2], halves), float("-inf"))
+        if headings is not None:
+            new = headings.matches(self.query)
+        self._last_floor = None if headings is None else new[..., -1:]
+        if self._last_half is None:
+            return new
+        return torch.cat([torch.full_like(none, float("-inf")) if above is None else above, new], -1)
 
 
 class StreamingSearch(StreamingScores):
-    """Keep the best k windows of each question, in O(k) memory. They do not depend on how the stream is cut."""
+    """Keep the best k windows of each question, in O(k) memory. They do not depend on how the stream is cut.
+
+    ``gains`` (B, K) is what headings added to the kept windows' scores.
+    """
 
     def __init__(self, query: Query, k: int, stride: int) -> None:
         super().__init__(query, stride)
         self.top = TopK(len(query.vectors), k, query.vectors.device)
+        self.gains = torch.zeros_like(self.top.scores)
 
-    def push(self, keys: Tensor) -> Tensor:
+    def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
         """Search the next keys, as ``score``. Returns what `TopK.merge` does: where each kept window came from."""
-        return self.top.merge(*self.score(keys))
+        scores, starts, gains = self.score(keys, headings)
+        order = self.top.merge(scores, starts)
+        self.gains = torch.cat([self.gains, gains.float()], 1).gather(1, order)
+        return order

@@ -28,6 +28,7 @@ from mamba_ssm.training.reading import (
     Taught,
     answer_loss,
     answer_sequences,
+    order_loss,
     plain_sequences,
     read_batches,
     span_loss,
@@ -61,7 +62,8 @@ class Recipe:
     the search is trained and while the reader is. ``language_rate``: of the language model's layers after the encoder,
     when these are trained. ``crops`` article crops of ``crop`` tokens, a multiple of a block, make a batch of the
     search; ``batch`` questions one of the reader. ``frame`` stands around a question where the language model is asked
-    it; it also learns to answer without ESI, ``plain_rows`` questions at a time.
+    it; it also learns to answer without ESI, ``plain_rows`` questions at a time. The reader is trained on
+    what the search finds at ``minings`` times, evenly apart: the search goes on learning, and finds other windows.
     """
 
     search_rates: Mapping[str, float]
@@ -77,6 +79,7 @@ class Recipe:
     seed: int = 0
     frame: Frame = MARKS
     plain_rows: int = 16
+    minings: int = 1
 
 
 class Turn(NamedTuple):
@@ -137,14 +140,19 @@ def train_esi(
             mined = [mine(model, source, articles, MINED) for articles in (1, SHELF)]
         rows = min(max(1, recipe.batch * READ // k), len(source.questions))
         taught = None if teach is None else teach(mined)
-        return read_batches(source, mined, rows, k, model.searcher().config.window, rng, device, taught)
+        return read_batches(source, mined, rows, k, model.searcher().config, rng, device, taught)
 
-    reading = [found_in(examples, READ, teach)]
-    if recall is not None:
-        reading.append(found_in(recall, RECALL_READ, None))
+    def find() -> list[Iterator[ReadBatch]]:
+        found = [found_in(examples, READ, teach)]
+        return found if recall is None else [*found, found_in(recall, RECALL_READ, None)]
+
+    reading = find()
+    again = {round(recipe.read_steps * n / recipe.minings) for n in range(1, recipe.minings)}
 
     def read_turns() -> Iterator[Turn]:
         for step in itertools.count():
+            if step in again:
+                reading[:] = find()
             source = _whose_turn(step, sources)
             # The search goes on learning, lest the encoder forget it; of both sources, in turn.
             searches = step % SEARCH_TURN == (step // SEARCH_TURN) % SEARCH_TURN
@@ -152,11 +160,14 @@ def train_esi(
 
     def reading_step(turn: Turn) -> Parts:
         searcher, batch = model.searcher(), turn.read
-        memory = searcher.read(searcher.ask(batch.questions), batch.windows, batch.scores)
+        question = searcher.ask(batch.questions)
+        memory = searcher.read(question, batch.windows, batch.scores)
         assert memory is not None
         parts = {"span": span_loss(model, memory, batch)}
         if turn.search is not None:
             parts["search"] = search_loss(model, turn.search)
+            if batch.taught is not None:
+                parts["order"] = order_loss(model, question, batch)
         return parts
 
     run(reading_step, read_turns(), recipe.read_steps, recipe.read_rates)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_ssm.esi.config import ESIConfig
+from mamba_ssm.esi.module import Question
 from mamba_ssm.esi.reader import Memory
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.training.evaluate import absolute_gold, window_ids
@@ -41,14 +43,15 @@ class Taught(NamedTuple):
 class ReadBatch(NamedTuple):
     """What one step of training reads.
 
-    Numbers (Q,) of the questions; questions (Q, M); windows (Q, K, W) with their scores (Q, K) and first tokens in the
-    book (Q, K); gold spans (Q, G, 2) in the book, all to be found, -1 where there are fewer; the first answer (Q, T),
-    END where shorter.
+    Numbers (Q,) of the questions; questions (Q, M); windows (Q, K, W), the tokens before each (Q, K, warm-up), their
+    scores (Q, K) and first tokens in the book (Q, K); gold spans (Q, G, 2) in the book, all to be found, -1 where there
+    are fewer; the first answer (Q, T), END where shorter.
     """
 
     numbers: Tensor
     questions: Tensor
     windows: Tensor
+    before: Tensor
     scores: Tensor
     starts: Tensor
     gold: Tensor
@@ -74,7 +77,7 @@ def read_batches(
     mined: Sequence[tuple[Tensor, Tensor]],
     rows: int,
     k: int,
-    window: int,
+    config: ESIConfig,
     rng: np.random.Generator,
     device: torch.device | str,
     taught: Sequence[Taught] | None = None,
@@ -86,7 +89,7 @@ def read_batches(
     the list and does not trust the rank alone; where none of them holds the answer, 'no answer here' is right.
     """
     ids, questions = torch.from_numpy(examples.ids).to(device), torch.from_numpy(examples.questions).to(device)
-    gold_of = absolute_gold(examples).to(device)
+    gold_of, window = absolute_gold(examples).to(device), config.window
     mined = [(starts.to(device), scores.to(device)) for starts, scores in mined]
     draws = torch.Generator(device).manual_seed(int(rng.integers(1 << 31)))
 
@@ -110,8 +113,8 @@ def read_batches(
         if taught is not None:
             logits = taught[kind].logits[numbers[:, None], order].float()
             lesson = Taught(logits, taught[kind].nothing)
-        windows = window_ids(ids, starts, window)
-        yield ReadBatch(numbers, questions[numbers], windows, scores, starts, gold, answers, lesson)
+        windows, before = window_ids(ids, starts, window), window_ids(ids, starts - config.warmup, config.warmup)
+        yield ReadBatch(numbers, questions[numbers], windows, before, scores, starts, gold, answers, lesson)
 
 
 def _in_random_order(n: int, rows: int, draws: torch.Generator, device: torch.device | str) -> Iterator[Tensor]:
@@ -141,8 +144,22 @@ def taught_loss(logits: tuple[Tensor, Tensor], taught: Taught) -> Tensor:
         for mine, his, nothing in zip(logits, taught.logits.unbind(-1), taught.nothing, strict=True)
     ]
     best = [mine[:, :-1].view(Q, K, W).amax(-1) for mine in logits]
-    ranks = _soft_cross_entropy((best[0] + best[1]) / 2, taught.logits.amax(2).mean(-1))
-    return places[0] + places[1] + RANKS * ranks
+    return places[0] + places[1] + RANKS * _soft_cross_entropy((best[0] + best[1]) / 2, _order(taught))
+
+
+def order_loss(model: MambaLMHeadModel, question: Question, batch: ReadBatch) -> Tensor:
+    """Cross-entropy of the search's scores, of windows read as the search reads them, with a teacher's order."""
+    assert batch.taught is not None
+    searcher, (Q, K, _) = model.searcher(), batch.windows.shape
+    keys = searcher.segment_keys(torch.cat([batch.before, batch.windows], 2).flatten(0, 1)).unflatten(0, (Q, K))
+    near = torch.einsum("qkwr,qmr->qkmw", keys, question.query.vectors).amax(-1)
+    scores = torch.einsum("qkm,qm->qk", near, question.query.weights)
+    return _soft_cross_entropy(scores.masked_fill(batch.starts < 0, float("-inf")), _order(batch.taught))
+
+
+def _order(taught: Taught) -> Tensor:
+    """A teacher's logits of windows (Q, K): the mean of those of the best places to begin and to end in each."""
+    return taught.logits.amax(2).mean(-1)
 
 
 def _soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:

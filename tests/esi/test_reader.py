@@ -1,6 +1,7 @@
 """Reading, pointing at answers, and which parameters learn from what."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,18 @@ class TestSpans:
         apart = Memory(memory.ids, memory.states, torch.tensor([[9.0, 5.0]]))
         first, _ = model.esi.reader.span_logits(apart)
         assert first[0, :W].logsumexp(0) > first[0, W : 2 * W].logsumexp(0)
+
+    def test_a_better_heading_makes_a_window_likelier_and_equal_ones_change_nothing(
+        self, model: MambaLMHeadModel, memory: Memory
+    ) -> None:
+        reader = model.esi.reader
+        plain, nothing = reader.best_spans(memory)
+        alike, still_nothing = reader.best_spans(replace(memory, gains=torch.full_like(memory.scores, 3.0)))
+        assert torch.equal(alike.probability, plain.probability)
+        assert torch.equal(still_nothing, nothing)
+        gains = torch.zeros_like(memory.scores)
+        gains[:, 2] = 50.0
+        assert reader.best_spans(replace(memory, gains=gains))[0].window.tolist() == [[2], [2]]
 
 
 class TestReading:

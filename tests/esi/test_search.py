@@ -12,6 +12,7 @@ from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.module import EmbeddingSearcher, pad_question, segments
 from mamba_ssm.esi.search import (
     EmbeddingSearch,
+    Headings,
     Query,
     Search,
     StreamingSearch,
@@ -117,6 +118,51 @@ def test_equal_windows_come_in_the_order_of_the_text() -> None:
         for part in keys.split(size):
             search.push(part)
         assert search.top.starts.tolist() == [[0, STRIDE, 2 * STRIDE]]
+
+
+class TestHeadings:
+    """Half windows under two headings, of three and of two tokens, or under none, 2."""
+
+    @staticmethod
+    def of(place: list[int]) -> Headings:
+        return Headings(random_keys(5, 8, seed=5), torch.tensor([0, 0, 0, 1, 1]), torch.tensor(place), 2)
+
+    def test_a_window_matches_as_well_as_its_halves_headings_do(self) -> None:
+        query, keys, place = random_query(2, 4, 8), random_keys(4 * STRIDE, 8), [2, 0, 1, 1]
+        headings = self.of(place)
+        search = StreamingSearch(query, 3, STRIDE)
+        search.push(keys, headings)
+        for row in range(2):
+            for start, score, gain in zip(
+                *(x[row].tolist() for x in (search.top.starts, search.top.scores, search.gains)), strict=True
+            ):
+                above = [headings.keys[headings.title == p] for p in place[start // STRIDE : start // STRIDE + 2]]
+                seen = torch.cat([keys[start : start + 2 * STRIDE], *above])
+                assert score == pytest.approx(loop_score(query, row, seen, 0, len(seen)), abs=1e-5)
+                assert gain == pytest.approx(score - loop_score(query, row, keys, start, 2 * STRIDE), abs=1e-5)
+
+    @settings(max_examples=40)
+    @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=8))
+    def test_any_cut_of_the_stream_finds_the_same(self, places: list[list[int]]) -> None:
+        halves = [len(part) for part in places]
+        query, keys = random_query(3, 4, 8), random_keys(sum(halves) * STRIDE, 8)
+        whole, cut = StreamingSearch(query, 4, STRIDE), StreamingSearch(query, 4, STRIDE)
+        whole.push(keys, self.of([place for part in places for place in part]))
+        for part, place in zip(keys.split([n * STRIDE for n in halves]), places, strict=True):
+            cut.push(part, self.of(place) if min(place) < 2 else None)
+        assert torch.equal(cut.top.starts, whole.top.starts)
+        torch.testing.assert_close(cut.top.scores, whole.top.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cut.gains, whole.gains, atol=1e-5, rtol=0)
+
+    def test_no_heading_changes_no_bit(self) -> None:
+        query, keys = random_query(3, 4, 8), random_keys(9 * STRIDE, 8)
+        plain, under = StreamingSearch(query, 4, STRIDE), StreamingSearch(query, 4, STRIDE)
+        plain.push(keys)
+        under.push(keys, self.of([2] * 9))
+        assert torch.equal(plain.top.scores, under.top.scores)
+        assert torch.equal(plain.top.starts, under.top.starts)
+        assert not plain.gains.any()
+        assert not under.gains.any()
 
 
 def test_the_search_remembers_as_much_after_a_long_text() -> None:

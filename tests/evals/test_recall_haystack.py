@@ -37,6 +37,19 @@ def said(ids, span):
     return TOKENIZER.decode(ids[span[0] : span[1] + 1])
 
 
+def test_every_token_knows_the_last_heading_before_it():
+    example = made("chapters", 0)
+    haystack = Haystack(FILLER, example.pieces, 4000, 0)
+    ids, places = whole(haystack), np.arange(50, 4000, 97)
+    titles, under = haystack.headings(places)
+    for place, heading in zip(places.tolist(), (titles[i] for i in under), strict=True):
+        before = re.findall(r"\n\n(Chapter \d+)", TOKENIZER.decode(ids[:place]))
+        assert heading == (before[-1] if before else None)
+    titles, under = Haystack(FILLER, made("alias", 0).pieces, 4000, 0).headings(places)
+    assert titles == [None]
+    assert not under.any()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     task=st.sampled_from(sorted(TASKS)),

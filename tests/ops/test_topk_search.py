@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mamba_ssm.ops import backend
-from mamba_ssm.ops.topk_search import window_scores
+from mamba_ssm.ops.topk_search import window_scores, window_scores_above
 
 B, M, R, STRIDE = 2, 3, 8, 4
 
@@ -45,6 +45,21 @@ def test_any_cut_of_the_stream_is_the_whole(backend_name: str) -> None:
         pieces.append(scores)
     torch.testing.assert_close(torch.cat(pieces, 1), whole)
     torch.testing.assert_close(last, whole_last)
+
+
+def test_no_match_counts_less_than_the_floor(backend_name: str) -> None:
+    vectors, weights, keys = make(3, own=False)
+    floor = torch.randn(B, M, 3) * R**0.5
+    floor[0, :, 1] = float("-inf")
+    scores, gains, _ = window_scores_above(vectors, weights, keys, STRIDE, floor)
+    plain, _ = window_scores(vectors, weights, keys, STRIDE)
+    for b in range(B):
+        for w in range(2):
+            window = keys[w * STRIDE : (w + 2) * STRIDE]
+            matches = [max(best_match(vectors[b, j], window), *floor[b, j, w : w + 2].tolist()) for j in range(M)]
+            expected = math.fsum(weights[b, j].item() * matches[j] for j in range(M))
+            assert scores[b, w].item() == pytest.approx(expected, abs=1e-5)
+            assert gains[b, w].item() == pytest.approx(expected - plain[b, w].item(), abs=1e-5)
 
 
 def test_gradients_come_from_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

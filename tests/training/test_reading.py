@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from mamba_ssm.esi.config import ESIConfig
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.reading import Taught, read_batches, taught_loss
+from mamba_ssm.training.reading import Taught, order_loss, read_batches, taught_loss
+from mamba_ssm.training.retrieval import search_book
 
 W, FOUND, K = 8, 6, 3
+CONFIG = ESIConfig(window=W)
 
 
 @pytest.fixture
@@ -32,12 +36,12 @@ def mined(examples):
 
 
 def test_every_question_comes_once_before_one_comes_again(examples, mined):
-    batches = itertools.islice(read_batches(examples, mined, 5, K, W, np.random.default_rng(0), "cpu"), 4)
+    batches = itertools.islice(read_batches(examples, mined, 5, K, CONFIG, np.random.default_rng(0), "cpu"), 4)
     assert sorted(torch.cat([batch.numbers for batch in batches]).tolist()) == list(range(20))
 
 
 def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
-    batches = itertools.islice(read_batches(examples, mined, 20, K, W, np.random.default_rng(0), "cpu"), 50)
+    batches = itertools.islice(read_batches(examples, mined, 20, K, CONFIG, np.random.default_rng(0), "cpu"), 50)
     seen = [
         (batch.starts == batch.gold[:, 0, :1]).any(1).float().mean().item() for batch in batches
     ]  # found last of six: by chance alone it would be in fewer than half
@@ -45,7 +49,7 @@ def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
 
 
 def test_windows_are_the_text_at_their_starts_in_the_order_found(examples, mined):
-    batch = next(read_batches(examples, mined, 20, K, W, np.random.default_rng(0), "cpu"))
+    batch = next(read_batches(examples, mined, 20, K, CONFIG, np.random.default_rng(0), "cpu"))
     assert (batch.scores[:, :-1] > batch.scores[:, 1:]).all()
     for starts, windows in zip(batch.starts.tolist(), batch.windows.tolist(), strict=True):
         for start, ids in zip(starts, windows, strict=True):
@@ -58,7 +62,7 @@ def test_a_teacher_s_logits_are_those_of_the_windows_drawn(examples, mined):
     starts = mined[0][0]
     logits = starts[:, :, None, None].half().expand(-1, -1, W, 2)
     batches = read_batches(
-        examples, mined, 20, K, W, np.random.default_rng(0), "cpu", [Taught(logits, torch.tensor([0.5, 1.5]))]
+        examples, mined, 20, K, CONFIG, np.random.default_rng(0), "cpu", [Taught(logits, torch.tensor([0.5, 1.5]))]
     )
     batch = next(batches)
     assert torch.equal(batch.taught.logits[:, :, 0, 0], batch.starts.float())
@@ -84,3 +88,22 @@ def test_agreeing_with_the_teacher_costs_least():
     for _ in range(5):
         other = [logits.detach() + 0.3 * torch.randn_like(logits) for logits in same]
         assert taught_loss((other[0], other[1]), taught) > loss
+
+
+def test_a_teacher_s_order_is_learned_by_the_scores_of_the_search(tiny_model):
+    model = MambaLMHeadModel.from_pretrained(tiny_model)
+    config, ids = model.searcher().config, np.random.default_rng(0).integers(3, 1000, 960)
+    gold = np.array([[[7, 8]], [[200, 201]], [[400, 403]]])
+    examples = Examples(ids, np.array([0, 960]), ids[gold[:, 0]], np.zeros(3, int), gold, np.tile([[0, 960]], (3, 1)))
+    # There the search, too, has read just the warm-up before a window.
+    starts = config.block * torch.arange(5).expand(3, -1)
+    found, scores = search_book(model, torch.from_numpy(ids), torch.from_numpy(examples.questions), 29)
+    scores = torch.stack([scores[i, (found[i, :, None] == starts[i]).int().argmax(0)] for i in range(3)])
+    taught = Taught(torch.randn(3, 5, config.window, 2), torch.zeros(2))
+    batch = next(read_batches(examples, [(starts, scores)], 3, 5, config, np.random.default_rng(0), "cpu", [taught]))
+    order = batch.taught.logits.amax(2).mean(-1).softmax(-1)
+    expected = -(order * batch.scores.log_softmax(-1)).sum(-1).mean()
+    loss = order_loss(model, model.searcher().ask(batch.questions), batch)
+    torch.testing.assert_close(loss, expected, atol=2e-2, rtol=0)
+    loss.backward()
+    assert model.esi.search.query.weight.grad.abs().max() > 0

@@ -24,10 +24,36 @@ MAX_TOKENS = 2048
 def window_scores(
     query_vectors: Tensor, query_weights: Tensor, keys: Tensor, stride: int, before: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Shapes are the reference's; keys in fp32, fp16 or bf16. Products and sums, and both results, are fp32.
+    """Shapes are the reference's; keys in fp32, fp16 or bf16. Products and sums, and all results, are fp32.
 
     Raises BackendError for more than 2,048 question tokens and for other dtypes.
     """
+    scores, _, last = _search(query_vectors, query_weights, keys, stride, None, before)
+    return scores, last
+
+
+def window_scores_above(
+    query_vectors: Tensor,
+    query_weights: Tensor,
+    keys: Tensor,
+    stride: int,
+    floor: Tensor,
+    before: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `window_scores`."""
+    scores, gains, last = _search(query_vectors, query_weights, keys, stride, floor, before)
+    assert gains is not None
+    return scores, gains, last
+
+
+def _search(
+    query_vectors: Tensor,
+    query_weights: Tensor,
+    keys: Tensor,
+    stride: int,
+    floor: Tensor | None,
+    before: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     questions, tokens, width = query_vectors.shape
     if keys.dtype not in compiler.TYPES:
         raise BackendError(f"The CUDA search takes no keys in {keys.dtype}: use the reference back-end.")
@@ -42,6 +68,7 @@ def window_scores(
     keys = keys if _in_vectors(keys) and stride * keys.stride(-2) < 1 << 30 else keys.contiguous()
     query_weights = query_weights.float().contiguous()
     before = None if before is None else before.float().contiguous()
+    floor = None if floor is None else floor.float().contiguous()
 
     halves = keys.shape[-2] // stride
     windows = halves if before is not None else halves - 1
@@ -50,18 +77,19 @@ def window_scores(
     pairs = max(LEAST_PAIRS, -(-(windows // of_a_question + 2) // 2))
     ranges = max(1, -(-(halves - 1) // (2 * pairs - 1)))
     scores = keys.new_empty(questions, windows, dtype=torch.float32)
+    gains = None if floor is None else torch.empty_like(scores)
     last = keys.new_empty(questions, tokens, dtype=torch.float32)
-    constants = _constants(compiler.TYPES[keys.dtype], tokens, width, stride)
+    constants = _constants(compiler.TYPES[keys.dtype], tokens, width, stride, floor is not None)
     launch = compiler.kernel("topk_search.cu", "topk_search", keys.device, constants)
     launch(
         -(-questions * ranges // WARPS),
         WARPS * 32,
-        *map(pointer, (query_vectors, query_weights, keys, before, scores, last)),
+        *map(pointer, (query_vectors, query_weights, keys, before, floor, scores, gains, last)),
         keys.stride(0) if keys.dim() == 3 else 0,
         keys.stride(-2),
         *(questions, tokens, halves, pairs, ranges),
     )
-    return scores, last
+    return scores, gains, last
 
 
 def _in_vectors(keys: Tensor) -> bool:
@@ -72,6 +100,6 @@ def _in_vectors(keys: Tensor) -> bool:
 
 
 @cache
-def _constants(kind: str, tokens: int, width: int, stride: int) -> dict[str, int | str | bool]:
+def _constants(kind: str, tokens: int, width: int, stride: int, above: bool) -> dict[str, int | str | bool]:
     room = max(32, 1 << (tokens - 1).bit_length())  # few variants for questions of many lengths
-    return {"TYPE": kind, "TOKENS": room, "WIDTH": width, "STRIDE": stride}
+    return {"TYPE": kind, "TOKENS": room, "WIDTH": width, "STRIDE": stride, "ABOVE": above}

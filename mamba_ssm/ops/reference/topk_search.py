@@ -44,3 +44,26 @@ def window_scores(
     if before is not None:
         maxima = torch.cat([before.unsqueeze(-1), maxima], -1)
     return pair_scores(query_weights, maxima), maxima[..., -1]
+
+
+def window_scores_above(
+    query_vectors: Tensor,
+    query_weights: Tensor,
+    keys: Tensor,
+    stride: int,
+    floor: Tensor,
+    before: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `window_scores`, but no match of a half window counts less than ``floor``.
+
+    Args:
+        floor: (B, M, H), -inf where there is none, of the keys' half windows and, first, of the one of `before`.
+
+    Returns:
+        scores (B, W), what the floor added to each (B, W), and the maxima (B, M) of the last half window, without it.
+    """
+    maxima = half_window_maxima(query_vectors, keys, stride)
+    if before is not None:
+        maxima = torch.cat([before.unsqueeze(-1), maxima], -1)
+    scores = pair_scores(query_weights, torch.maximum(maxima, floor.to(maxima.dtype)))
+    return scores, scores - pair_scores(query_weights, maxima), maxima[..., -1]

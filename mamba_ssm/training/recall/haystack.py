@@ -90,6 +90,12 @@ class Haystack:
         """What must be found for an example: the answers in its gold pieces; the whole piece where it has none."""
         return [self.answers.get(piece, self.sentences[piece]) for piece in example.pieces if piece.gold]
 
+    def headings(self, places: Ints) -> tuple[list[str | None], Ints]:
+        """Titles, and under which of them the tokens at ``places`` stand: the first, None, is before any heading."""
+        headings = {first: piece.text for piece, (first, _) in self.sentences.items() if piece.heading}
+        firsts = sorted(headings)
+        return [None, *(headings[first] for first in firsts)], np.searchsorted(firsts, places, side="right")
+
     def blocks(self, size: int) -> Iterator[NDArray[np.int32]]:
         """The text in blocks of ``size`` tokens, the last one of 1 to ``size``."""
         waiting: list[NDArray] = []

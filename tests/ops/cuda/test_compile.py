@@ -119,7 +119,9 @@ def heads(dtype: torch.dtype) -> None:
 
 
 def searches(dtype: torch.dtype) -> None:
-    topk_search.window_scores(tensor(1, 16, 128), tensor(1, 16), tensor(256, 128, dtype=dtype), 32)
+    inputs = tensor(1, 16, 128), tensor(1, 16), tensor(256, 128, dtype=dtype), 32
+    topk_search.window_scores(*inputs)
+    topk_search.window_scores_above(*inputs, tensor(1, 16, 8))
 
 
 def jobs() -> Iterator[tuple[Callable[[torch.dtype], None], torch.dtype]]:

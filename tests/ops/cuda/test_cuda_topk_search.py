@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError
 from mamba_ssm.ops.cuda import topk_search as cuda
-from mamba_ssm.ops.cuda.topk_search import window_scores
+from mamba_ssm.ops.cuda.topk_search import window_scores, window_scores_above
 from mamba_ssm.ops.reference import topk_search as reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -75,6 +75,36 @@ def test_ranges_do_not_change_a_score(device: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda, "WARPS_OF_A_MULTIPROCESSOR", {2: per_multiprocessor})
     for got, want in zip(window_scores(vectors, weights, keys, 8, before), wanted, strict=True):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize(("tokens", "halves", "stride"), [(5, 6, 32), (70, 3, 32), (3, 9, 4), (9, 2, 40)])
+def test_scores_above_a_floor(
+    device: str, dtype: torch.dtype, continued: bool, tokens: int, halves: int, stride: int
+) -> None:
+    vectors, weights, keys, maxima = make(2, tokens, halves, 48, stride, dtype, device)
+    before = maxima if continued else None
+    floor = (torch.randn(2, tokens, halves + continued) * 48**0.5).to(device)
+    floor[:, :, ::3] = float("-inf")
+    got = window_scores_above(vectors, weights, keys, stride, floor, before)
+    exact = [x.double() for x in (vectors, weights, keys, floor)]
+    wanted = reference.window_scores_above(*exact[:3], stride, exact[3], maxima.double() if continued else None)
+    tolerance = 1e-5 if keys.is_cuda else 2e-6
+    for part, want in zip(got, wanted, strict=True):
+        assert part.shape == want.shape
+        assert (part.double() - want).norm() <= tolerance * wanted[0].norm()
+
+
+def test_a_floor_below_all_changes_no_bit(device: str) -> None:
+    vectors, weights, keys, before = make(2, 7, 9, 16, 8, torch.float32, device)
+    scores, gains, last = window_scores_above(
+        vectors, weights, keys, 8, torch.full((2, 7, 10), -1e9).to(device), before
+    )
+    plain, plain_last = window_scores(vectors, weights, keys, 8, before)
+    assert torch.equal(scores, plain)
+    assert torch.equal(last, plain_last)
+    assert not gains.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

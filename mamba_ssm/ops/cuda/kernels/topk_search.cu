@@ -15,6 +15,8 @@
 // A warp walks along a range of the text, so that a half window's maxima are there when the next one comes; only the
 // first of a range is computed twice, by the warp before it too. The result for a window does not depend on the ranges.
 //
+// ABOVE: no match of a half window counts less than its floor; what that adds to a score is summed beside it.
+//
 // fp32 keys: each number is split in two of tf32's 11 bits, and three of the four products are added up, the error is
 // then of the order of fp32's own. It is a tenth of the instructions of fp32 FMAs, which could not keep up with memory.
 
@@ -33,7 +35,9 @@ struct Parameters {
     const float* weights;  // (B, M)
     const TYPE* keys;      // (L, WIDTH), or (B, L, WIDTH)
     const float* before;   // (B, M): the maxima of the half window before the keys; or null
+    const float* floor;    // (B, M, H), H with the half window before the keys where there is one; or null
     float* scores;         // (B, W)
+    float* gains;          // (B, W): what the floor added; or null
     float* last;           // (B, M): the maxima of the last half window
     int64 keys_b, keys_t;  // a half window's keys lie within 2^30 numbers
     int64 questions, tokens;
@@ -104,7 +108,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) topk_search(con
     const TYPE* const queries = p.queries + question * tokens * WIDTH;
     const float* const weights = p.weights + question * tokens;
     const int64 skipped = p.before ? 0 : 1;
-    float* const scores = p.scores + question * (p.halves - skipped) - skipped;  // by a window's second half
+    const int64 to_question = question * (p.halves - skipped) - skipped;
+    float* const scores = p.scores + to_question;  // by a window's second half
+    float* const gains = p.gains + to_question;
 
     const int halves = int(p.halves), pairs = int(p.pairs);
     const int first = range * (2 * pairs - 1), end = min(first + 2 * pairs, halves);
@@ -112,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) topk_search(con
         const bool two = h + 1 < halves;
         const int64 to_second = two ? STRIDE * p.keys_t : 0;
         const TYPE* const keys = p.keys + question * p.keys_b + int64(h) * STRIDE * p.keys_t;
-        float score[2] = {0.0f, 0.0f};
+        float score[2] = {0.0f, 0.0f}, own[2] = {0.0f, 0.0f};
         for (int token = 0; token < tokens; token += TILE) {
             int query_at[4];
 #pragma unroll
@@ -162,8 +168,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) topk_search(con
                     const int j = token + 8 * r + g;
                     if (j >= tokens) continue;
                     const float weight = weights[j];
-                    score[0] = fmaf(weight, fmaxf(previous[j], top[0][r]), score[0]);
-                    score[1] = fmaf(weight, fmaxf(top[0][r], top[1][r]), score[1]);
+                    float best[2] = {fmaxf(previous[j], top[0][r]), fmaxf(top[0][r], top[1][r])};
+                    if constexpr (ABOVE) {
+                        const int64 rows = p.halves + 1 - skipped;
+                        const float* const floor = p.floor + (question * tokens + j) * rows + h + 1 - skipped;
+#pragma unroll
+                        for (int i = 0; i < 2; ++i) {
+                            own[i] = fmaf(weight, best[i], own[i]);
+                            if (i ? two : h > first || continues)
+                                best[i] = fmaxf(best[i], fmaxf(floor[i - 1], floor[i]));
+                        }
+                    }
+                    score[0] = fmaf(weight, best[0], score[0]);
+                    score[1] = fmaf(weight, best[1], score[1]);
                     previous[j] = top[1][r];
                     if (h + 2 >= halves) p.last[question * tokens + j] = top[1][r];
                 }
@@ -172,8 +189,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) topk_search(con
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
-            for (int lanes = 4; lanes < 32; lanes *= 2) score[i] += __shfl_xor_sync(FULL_WARP, score[i], lanes);
-        if (lane == 0 && (h > first || continues)) scores[h] = score[0];
-        if (lane == 0 && two) scores[h + 1] = score[1];
+            for (int lanes = 4; lanes < 32; lanes *= 2) {
+                score[i] += __shfl_xor_sync(FULL_WARP, score[i], lanes);
+                if constexpr (ABOVE) own[i] += __shfl_xor_sync(FULL_WARP, own[i], lanes);
+            }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (lane != 0 || !(i ? two : h > first || continues)) continue;
+            scores[h + i] = score[i];
+            if constexpr (ABOVE) gains[h + i] = score[i] - own[i];
+        }
     }
 }
