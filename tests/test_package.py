@@ -38,6 +38,8 @@ def test_importing_loads_no_extras() -> None:
         "pypdfium2",
         "charset_normalizer",
         "tokenizers",
+        "matplotlib",
+        "prompt_toolkit",
         "transformers",
     ]
     code = f"import sys, mamba_ssm; print([name for name in {heavy} if name in sys.modules])"

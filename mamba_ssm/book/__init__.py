@@ -2,11 +2,12 @@
 
 from mamba_ssm.book.answers import Answer, Seconds
 from mamba_ssm.book.book import Book, load_book, open_book, read
-from mamba_ssm.book.citation import citation
+from mamba_ssm.book.citation import citation, place
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
 from mamba_ssm.book.library import Asked, Section, ShelfBook
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.relevance import Relevance
 from mamba_ssm.book.shelf import Shelf, books_in, shelf_folder
 from mamba_ssm.book.source import BookInfo
 
@@ -17,6 +18,7 @@ __all__ = [
     "BookInfo",
     "Engine",
     "Passage",
+    "Relevance",
     "Seconds",
     "Section",
     "Shelf",
@@ -26,6 +28,7 @@ __all__ = [
     "citation",
     "load_book",
     "open_book",
+    "place",
     "read",
     "shelf_folder",
 ]

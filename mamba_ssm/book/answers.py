@@ -51,6 +51,14 @@ class Answer:
     seconds: Seconds
     told: bool = True
 
+    @property
+    def source(self) -> int | None:
+        """The first passage of the evidence that holds the answer; None where none does."""
+        if self.start is None or self.end is None:
+            return None
+        holds = (i for i, p in enumerate(self.evidence) if p.start <= self.start and self.end <= p.end)
+        return next(holds, None)
+
     def to_dict(self) -> dict[str, Any]:
         """The object that ``mamba-esi ask --json`` prints."""
         return {

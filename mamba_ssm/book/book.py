@@ -11,6 +11,7 @@ from mamba_ssm.book.answers import Answer, Reply, Seconds, check, plain_prompt, 
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.relevance import BINS, Relevance, relevance
 from mamba_ssm.book.source import BookInfo, FileSource, Report, Source
 from mamba_ssm.book.store import StoredSource, is_saved, open_stored, store
 from mamba_ssm.esi.replay import Context
@@ -38,6 +39,7 @@ class Book:
         passages: int = PASSAGES,
         max_new_tokens: int = MAX_NEW_TOKENS,
         esi: bool = True,
+        context: str = "",
     ) -> Answer:
         """Answer a question.
 
@@ -46,10 +48,13 @@ class Book:
             passages: how many passages of evidence to give.
             max_new_tokens: the longest answer.
             esi: False reads the whole book with the model alone, without search; there is then no evidence.
+            context: what the question leaves out, as the question before it: it is searched for, too, and not answered.
 
         Raises QuestionError for a question without words or too long.
         """
-        return self.ask_all([question], top_k=top_k, passages=passages, max_new_tokens=max_new_tokens, esi=esi)[0]
+        return self.ask_all(
+            [question], top_k=top_k, passages=passages, max_new_tokens=max_new_tokens, esi=esi, context=context
+        )[0]
 
     def ask_all(
         self,
@@ -59,10 +64,17 @@ class Book:
         passages: int = PASSAGES,
         max_new_tokens: int = MAX_NEW_TOKENS,
         esi: bool = True,
+        context: str = "",
         report: Report | None = None,
     ) -> list[Answer]:
         """Answer questions, all in one pass over the book. See ``ask``."""
-        options = {"top_k": top_k, "passages": passages, "max_new_tokens": max_new_tokens, "esi": esi}
+        options = {
+            "top_k": top_k,
+            "passages": passages,
+            "max_new_tokens": max_new_tokens,
+            "esi": esi,
+            "context": context,
+        }
         return list(self.ask_each(questions, report=report, **options))  # type: ignore[arg-type]
 
     def ask_each(
@@ -73,6 +85,7 @@ class Book:
         passages: int = PASSAGES,
         max_new_tokens: int = MAX_NEW_TOKENS,
         esi: bool = True,
+        context: str = "",
         report: Report | None = None,
     ) -> Iterator[Answer]:
         """As ``ask_all``, an answer as soon as it is there. ``report`` is told how far the reading is."""
@@ -82,7 +95,7 @@ class Book:
         started = time.perf_counter()
         top_k = top_k or self.engine.config.top_k
         if esi:
-            replies, searched = self._search(questions, top_k, passages, max_new_tokens, report)
+            replies, searched = self._search(questions, context, top_k, passages, max_new_tokens, report)
         else:
             replies, searched = self._read_plainly(questions, max_new_tokens, report), 0.0
         read = time.perf_counter() - started - searched
@@ -105,13 +118,14 @@ class Book:
             )
 
     def _search(
-        self, questions: Sequence[str], top_k: int, passages: int, limit: int, report: Report | None
+        self, questions: Sequence[str], context: str, top_k: int, passages: int, limit: int, report: Report | None
     ) -> tuple[Iterator[Reply], float]:
         """Search the book for all questions. Returns what will answer them, and the seconds that the search took."""
         engine = self.engine
         embedded = [engine.question(question) for question in questions]
         k = windows_for(engine, top_k, passages)
-        finder = Finder([question.query for question in embedded], k, engine)
+        sought = [engine.question(f"{question} {context}") for question in questions] if context.strip() else embedded
+        finder = Finder([question.query for question in sought], k, engine)
         searched = 0.0
         for block, keys in self._source.blocks(report):
             started = time.perf_counter()
@@ -132,6 +146,26 @@ class Book:
             Reply(*context.fork().generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode), evidence=[])
             for prompt in prompts
         )
+
+    def relevance(self, question: str, bins: int = BINS, report: Report | None = None) -> Relevance:
+        """How well each part of the book fits a question: the best window of each of at most ``bins`` runs of windows.
+
+        The scores are the search's alone; evidence is ordered by what the reader makes of the best windows.
+        Raises QuestionError for a question without words or too long.
+        """
+        if bins < 1:
+            raise ValueError("bins must be at least 1")
+        return relevance(self._source, self.engine, question, bins, report)
+
+    def text(self, start: int = 0, end: int | None = None) -> str:
+        """Characters start:end of the book's text, which the offsets of passages count."""
+        parts = []
+        for block in self._source.texts():
+            if end is not None and block.offset >= end:
+                break
+            parts.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
+            start = max(start, block.offset + len(block.text))  # the texts of blocks may overlap
+        return "".join(parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read to one file, for `load_book`. Raises BookError where that cannot be."""

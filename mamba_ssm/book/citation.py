@@ -18,3 +18,9 @@ def citation(passage: Passage) -> str:
     parts = [_NUMBERED.sub(r"§\1 ", passage.section, count=1)] if passage.section else []
     page = passage.label or passage.page
     return ", ".join([*parts, f"p. {page}"] if page is not None else parts)
+
+
+def place(passage: Passage) -> list[str]:
+    """Where a passage lies, for people: its citation, where the book has what to cite, and the characters."""
+    cited = " ".join(citation(passage).split())
+    return [*([cited] if cited else []), f"characters {passage.start:,}–{passage.end:,}"]

@@ -6,7 +6,7 @@ Shapes: Q questions, M question tokens, K kept windows, R search width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mamba_ssm.book.blocks import Block
 from mamba_ssm.book.engine import Engine, Keys
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import Query, StreamingSearch
+from mamba_ssm.esi.search import Query, StreamingSearch, whole_window
 
 GROUP = 16  # questions scored together: their token scores of a block take some megabytes
 
@@ -101,12 +101,8 @@ class Finder:
         keys = stored.values(self.engine.device)
         headings = self.engine.headings(*block.sections(self.config.stride))
         text = block if self._tail is None else block.after(self._tail)
-        if self._tail is None:  # a book shorter than a window is one window
-            missing = max(self.config.window - len(keys), 0)
-            keys = F.pad(keys, (0, 0, 0, missing))
-            if headings is not None:
-                place = F.pad(headings.place, (0, missing // self.config.stride), value=headings.count)
-                headings = replace(headings, place=place)
+        if self._tail is None:
+            keys, headings = whole_window(keys, headings, self.config.stride)
         for search, kept in zip(self._searches, self._kept, strict=True):
             sources, starts = search.push(keys, headings).tolist(), search.top.starts.tolist()
             for row, source in enumerate(sources):

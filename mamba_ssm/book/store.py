@@ -30,6 +30,7 @@ from mamba_ssm.book.blocks import Block, Mark
 from mamba_ssm.book.engine import Engine, Keys, half_windows
 from mamba_ssm.book.source import BookInfo, Progress, Report, Source
 from mamba_ssm.errors import BookError
+from mamba_ssm.utils.files import written_aside
 
 MAGIC, VERSION, META = "mamba-esi", 1, "meta.json"
 SUFFIX = ".esi"
@@ -218,19 +219,9 @@ class StoredSource:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copy to ``path``, which is only ever seen whole. Raises BookError where it cannot be written."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            try:
-                with part.open("wb") as target:
-                    self.file.seek(0)
-                    shutil.copyfileobj(self.file, target, 1 << 20)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            why = error.strerror or error
-            raise BookError(f"{path}: cannot be written ({why}); check the folder and its space") from error
+        with written_aside(path, BookError) as part, part.open("wb") as target:
+            self.file.seek(0)
+            shutil.copyfileobj(self.file, target, 1 << 20)
 
     def close(self) -> None:
         self._archive.close()

@@ -38,21 +38,33 @@ def ask(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 32,
     passages: Annotated[int, typer.Option(min=0, max=256, help="Passages of evidence to show.")] = 8,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the scores along the book to a .png, .svg or .pdf file."),
+    ] = None,
 ) -> None:
     """Answer a question about BOOK, with the passages that the answer comes from."""
     if (question is None) == (questions is None):
         raise typer.BadParameter("give either a QUESTION or --questions FILE", param_hint="QUESTION")
     if question is not None and not question.strip():
         raise typer.BadParameter("the question is empty", param_hint="QUESTION")
+    if plot is not None and (question is None or no_esi):
+        raise typer.BadParameter("one QUESTION is drawn, and its search", param_hint="--plot")
     asked = [question] if question is not None else read_questions(questions)  # type: ignore[arg-type]
     from mamba_ssm.book import Engine, bar, open_book
 
+    if plot is not None:
+        from mamba_ssm.book.plot import draw, require
+
+        require(plot)
     with open_book(book, Engine.load(model, device.value, esi)) as opened, bar() as report:
         answers = opened.ask_each(
             asked, top_k=top_k, passages=passages, max_new_tokens=max_new_tokens, esi=not no_esi, report=report
         )
         first = next(answers, None)  # the book was read when it comes, and the bar must go before it is shown
         shown = [] if first is None else [first]
+        if plot is not None and first is not None:
+            draw(opened.relevance(first.question), first, plot)
     if not as_json:
         from mamba_ssm.cli.output import show
     for answer in (*shown, *answers):

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from mamba_ssm import __version__
 from mamba_ssm.cli.ask import ask
+from mamba_ssm.cli.chat import chat
 from mamba_ssm.cli.convert import convert
 from mamba_ssm.cli.doctor import doctor
 from mamba_ssm.cli.read import read
@@ -68,7 +69,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-for command in (ask, read, text, convert, doctor):
+for command in (ask, chat, read, text, convert, doctor):
     app.command()(command)
 app.add_typer(shelf, name="shelf")
 app.add_typer(train, name="train")

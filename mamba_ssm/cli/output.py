@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
     from mamba_ssm.book import Answer, Passage
@@ -27,32 +28,54 @@ def write(text: str) -> None:
 
 
 def show(answer: Answer, titles: Mapping[str, str] | None = None) -> None:
-    """Print an answer for people. ``titles`` are those of a shelf's books, by id."""
+    """Print an answer for people, with its question and its passages. ``titles``: those of a shelf's books, by id."""
+    from rich.text import Text
+
+    console().print(Text(one_line(answer.question), style="dim"))
+    show_answer(answer)
+    show_evidence(answer, titles)
+
+
+def console() -> Console:
     from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def show_answer(answer: Answer, name: str = "") -> None:
+    """Print what was said, and how sure it is, after a name."""
+    from rich.text import Text
+
+    said = Text(name).append(one_line(answer.text) or "(no answer)", style="bold")
+    doubt = "" if answer.told else "; the book does not seem to tell"
+    console().print(said, Text(f"(confidence {answer.confidence:.0%}{doubt})", style="dim"))
+
+
+def show_evidence(answer: Answer, titles: Mapping[str, str] | None = None) -> None:
+    """Print the passages, and where in the book they lie."""
     from rich.padding import Padding
     from rich.text import Text
 
-    from mamba_ssm.book import citation
+    from mamba_ssm.book import place
 
-    console = Console(highlight=False, soft_wrap=False)
-    console.print(Text(one_line(answer.question), style="dim"))
-    said = Text(one_line(answer.text) or "(no answer)", style="bold")
-    doubt = "" if answer.told else "; the book does not seem to tell"
-    console.print(said, Text(f"(confidence {answer.confidence:.0%}{doubt})", style="dim"))
-    words = {word for word in _WORD.findall(answer.question.casefold()) if len(word) >= _FEW} - _GRAMMAR
+    out, words = console(), words_of(answer.question)
     for number, passage in enumerate(answer.evidence, 1):
-        place = [one_line(titles[passage.book])] if titles and passage.book else []
-        place += [cited] if (cited := one_line(citation(passage))) else []
-        heading = " · ".join([*place, f"characters {passage.start:,}–{passage.end:,}", f"score {passage.score:.1f}"])
-        console.print()
-        console.print(Text(f"{number:>2}  "), Text(heading, style="cyan"), sep="")
-        console.print(Padding(_highlight(passage, answer, words), (0, 0, 0, 4)))
+        book = [titles[passage.book]] if titles and passage.book else []
+        heading = one_line(" · ".join([*book, *place(passage), f"score {passage.score:.1f}"]))
+        out.print()
+        out.print(Text(f"{number:>2}  "), Text(heading, style="cyan"), sep="")
+        out.print(Padding(highlight(passage, answer, words), (0, 0, 0, 4)))
     if answer.evidence and titles is None:
-        console.print()
-        console.print(Text("    " + book_map(answer)))
+        out.print()
+        out.print(Text("    " + book_map(answer)))
 
 
-def _highlight(passage: Passage, answer: Answer, words: set[str]) -> Text:
+def words_of(question: str) -> set[str]:
+    """The words of a question that are worth marking."""
+    return {word for word in _WORD.findall(question.casefold()) if len(word) >= _FEW} - _GRAMMAR
+
+
+def highlight(passage: Passage, answer: Answer, words: set[str]) -> Text:
     """The passage with the question's words underlined, and the answer where it was found."""
     from rich.text import Text
 

@@ -6,7 +6,7 @@ Shapes: B batch, M question tokens, L text tokens, R search width, W windows, K 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -144,26 +144,30 @@ class TopK:
         return order
 
 
-class StreamingSearch:
-    """Score the windows of a stream of keys against questions and keep the best k of each, in O(k) memory.
+def whole_window(keys: Tensor, headings: Headings | None, stride: int) -> tuple[Tensor, Headings | None]:
+    """The first keys (L, R) of a stream and what they stand under: one shorter than a window is one window."""
+    missing = max(2 * stride - len(keys), 0)
+    if headings is not None:
+        place = F.pad(headings.place, (0, missing // stride), value=headings.count)
+        headings = replace(headings, place=place)
+    return F.pad(keys, (0, 0, 0, missing)), headings
 
-    ``gains`` (B, K) is what headings added to the kept windows' scores. The result does not depend on how the stream is
-    cut into blocks.
-    """
 
-    def __init__(self, query: Query, k: int, stride: int) -> None:
+class StreamingScores:
+    """Score the windows of a stream of keys against questions. The scores do not depend on how the stream is cut."""
+
+    def __init__(self, query: Query, stride: int) -> None:
         self.query, self.stride = query, stride
-        self.top = TopK(len(query.vectors), k, query.vectors.device)
-        self.gains = torch.zeros_like(self.top.scores)
         self.position = 0
         self._last_half: Tensor | None = None
         self._last_floor: Tensor | None = None
 
-    def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
-        """Add the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
+    def score(self, keys: Tensor, headings: Headings | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 
         L is a multiple of ``stride``. A half window matches a token of a question as well as its heading does, if that
-        is better. Returns what `TopK.merge` returns: where each window that is now kept came from.
+        is better. Returns of the windows that these tokens end the scores (B, W), the first tokens (W,), and what
+        headings added to the scores (B, W).
         """
         first = self.position if self._last_half is None else self.position - self.stride
         query, floor = self.query, self._floor(headings, keys.shape[-2] // self.stride)
@@ -178,9 +182,7 @@ class StreamingSearch:
             )
         self.position += keys.shape[-2]
         starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
-        order = self.top.merge(scores, starts)
-        self.gains = torch.cat([self.gains, gains.float()], 1).gather(1, order)
-        return order
+        return scores, starts, gains
 
     def _floor(self, headings: Headings | None, halves: int) -> Tensor | None:
         """The matches of headings (B, M, H), the last half window's first; None where no heading matters."""
@@ -194,3 +196,22 @@ class StreamingSearch:
         if self._last_half is None:
             return new
         return torch.cat([torch.full_like(none, float("-inf")) if above is None else above, new], -1)
+
+
+class StreamingSearch(StreamingScores):
+    """Keep the best k windows of each question, in O(k) memory. They do not depend on how the stream is cut.
+
+    ``gains`` (B, K) is what headings added to the kept windows' scores.
+    """
+
+    def __init__(self, query: Query, k: int, stride: int) -> None:
+        super().__init__(query, stride)
+        self.top = TopK(len(query.vectors), k, query.vectors.device)
+        self.gains = torch.zeros_like(self.top.scores)
+
+    def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
+        """Search the next keys, as ``score``. Returns what `TopK.merge` does: where each kept window came from."""
+        scores, starts, gains = self.score(keys, headings)
+        order = self.top.merge(scores, starts)
+        self.gains = torch.cat([self.gains, gains.float()], 1).gather(1, order)
+        return order

@@ -1,0 +1,55 @@
+"""How well each part of a book fits a question, in memory that does not grow with the book.
+
+Shapes: W windows of a block, N bins.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mamba_ssm.book.engine import Engine
+from mamba_ssm.book.source import Report, Source
+from mamba_ssm.esi.search import StreamingScores, whole_window
+
+BINS = 2000
+
+
+class Relevance(NamedTuple):
+    """The best window of each bin, in the book's order: the character at which it begins, positions (N,) int64, and the
+    search's score of it, scores (N,) fp32. A bin is a run of as many windows as the next, but for the last one."""
+
+    positions: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@torch.inference_mode()
+def relevance(
+    source: Source, engine: Engine, question: str, bins: int = BINS, report: Report | None = None
+) -> Relevance:
+    """The best window of each of at most ``bins`` bins. Of equal scores the earlier window is the better."""
+    stride = engine.config.stride
+    search = StreamingScores(engine.question(question).query, stride)
+    width = 1  # windows of a bin
+    numbers, positions, scores = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    half = np.empty(0, np.int64)  # where the tokens of the last half window begin
+    for block, keys in source.blocks(report):
+        headings = engine.headings(*block.sections(stride))
+        values = keys.values(engine.device)
+        if not half.size:
+            values, headings = whole_window(values, headings, stride)
+        new, first, _ = search.score(values, headings)
+        starts = np.concatenate([half, block.starts])
+        half = block.starts[-stride:]
+        numbers = np.concatenate([numbers, first.cpu().numpy() // stride])
+        positions = np.concatenate([positions, starts[::stride][: len(first)]])
+        scores = np.concatenate([scores, new[0].float().cpu().numpy()])
+        while numbers[-1] // width >= bins:
+            width *= 2
+        order = np.lexsort((-scores, numbers // width))
+        best = order[np.unique(numbers[order] // width, return_index=True)[1]]
+        numbers, positions, scores = numbers[best], positions[best], scores[best]
+    return Relevance(positions, scores)

@@ -1,0 +1,27 @@
+"""Files that are only ever seen whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mamba_ssm.errors import MambaESIError
+
+
+@contextmanager
+def written_aside(path: str | os.PathLike[str], error: type[MambaESIError] = MambaESIError) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to, which takes its place at the end. Raises ``error`` for an OSError."""
+    path = Path(path)
+    # The suffix stays, for those who go by it.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as failure:
+        why = failure.strerror or failure
+        raise error(f"{path}: cannot be written ({why}); check the folder and its space") from failure

@@ -1,0 +1,55 @@
+"""Write the help of every command into docs/cli.md, after its mark. tests/cli/test_help_in_docs.py checks it.
+
+python scripts/write_cli_help.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from mamba_ssm.cli.main import app
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+MARK = "<!-- What follows is written by scripts/write_cli_help.py. -->\n"
+
+
+def commands(
+    group: typer.core.TyperGroup, parent: typer.Context
+) -> Iterator[tuple[typer.Context, typer.core.TyperCommand]]:
+    """Every command below a group, with its context, in the order of --help."""
+    for name in group.list_commands(parent):
+        command = group.get_command(parent, name)
+        context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+        if isinstance(command, typer.core.TyperGroup):
+            yield from commands(command, context)
+        else:
+            yield context, command
+
+
+def described(context: typer.Context, command: typer.core.TyperCommand) -> str:
+    """A command's usage, what it does, and its arguments and options, as Markdown."""
+    lines = [f"### {context.command_path}\n", f"{command.help}\n"]
+    lines += ["```", " ".join([context.command_path, *command.collect_usage_pieces(context)]), "```\n"]
+    lines += ["| argument or option | meaning |", "|---|---|"]
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None:
+            name, meaning = (" ".join(part.replace("|", "\\|").split()) for part in record)
+            lines.append(f"| `{name}` | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def written() -> str:
+    """docs/cli.md as it should be."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    root = group.make_context("mamba-esi", [], resilient_parsing=True)
+    parts = [described(context, command) for context, command in commands(group, root)]
+    return PAGE.read_text(encoding="utf-8").partition(MARK)[0] + MARK + "\n" + "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(), encoding="utf-8", newline="\n")
