@@ -24,7 +24,7 @@ def create_app(engine: Engine, book: Asked | None = None, settings: Settings | N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        await service.worker.start()
         try:
             yield
         finally:
