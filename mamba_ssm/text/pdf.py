@@ -16,30 +16,37 @@ if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
-_PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
+PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
 # PDFium writes U+0002 or U+FFFE for a hyphen that it takes for a line's end.
 _HYPHEN = re.compile("(?<=[^\\W\\d_])(?:[-\u00ad\u2010]\n|[\x02\ufffe]\n?)(?=[^\\W\\d_])")
 _JUNK = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
+
+
+def open_pdf(path: Path) -> PdfDocument:
+    """Open a PDF. Whoever calls holds PDFIUM. Raises BookError for one that is encrypted or damaged."""
+    import pypdfium2 as pdfium
+
+    try:
+        return pdfium.PdfDocument(path)
+    except pdfium.PdfiumError as error:
+        if error.err_code == _PASSWORD:
+            raise BookError("an encrypted PDF; remove its password first, for example with qpdf") from error
+        raise BookError("a damaged PDF; download it again or repair it, for example with qpdf") from error
 
 
 def read_pdf(path: Path) -> Iterator[Piece]:
     """Pieces of a PDF, page by page; a page's end is a line's end."""
     import pypdfium2 as pdfium
 
+    with PDFIUM:
+        document = open_pdf(path)
     try:
-        with _PDFIUM:
-            document = pdfium.PdfDocument(path)
-    except pdfium.PdfiumError as error:
-        if error.err_code == _PASSWORD:
-            raise BookError("an encrypted PDF; remove its password first, for example with qpdf") from error
-        raise BookError("a damaged PDF; download it again or repair it, for example with qpdf") from error
-    try:
-        with _PDFIUM:
+        with PDFIUM:
             count, outline = len(document), _outline(document)
         section, empty = None, True
         for index in range(count):
             try:
-                with _PDFIUM:
+                with PDFIUM:
                     text = _page_text(document, index)
             except pdfium.PdfiumError as error:
                 raise BookError(f"page {index + 1} is damaged; repair the PDF first, for example with qpdf") from error
@@ -48,7 +55,7 @@ def read_pdf(path: Path) -> Iterator[Piece]:
                 section = name
                 yield Piece(text[start:end], page=index + 1, section=section)
     finally:
-        with _PDFIUM:
+        with PDFIUM:
             document.close()
     if empty:
         raise BookError("the PDF has no text layer; run OCR first, for example ocrmypdf")
