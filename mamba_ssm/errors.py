@@ -17,6 +17,10 @@ class BackendError(MambaESIError):
     """A back-end was asked for by name and cannot run here."""
 
 
+class ShelfError(MambaESIError):
+    """A shelf cannot be used, or has no such book."""
+
+
 class QuestionError(MambaESIError):
     """A question, or a file of them, cannot be asked."""
 

@@ -4,7 +4,25 @@ from mamba_ssm.book.answers import Answer, Seconds
 from mamba_ssm.book.book import Book, load_book, open_book, read
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
+from mamba_ssm.book.library import Asked, Section, ShelfBook
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.shelf import Shelf, shelf_folder
 from mamba_ssm.book.source import BookInfo
 
-__all__ = ["Answer", "Book", "BookInfo", "Engine", "Passage", "Seconds", "bar", "load_book", "open_book", "read"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "Book",
+    "BookInfo",
+    "Engine",
+    "Passage",
+    "Seconds",
+    "Section",
+    "Shelf",
+    "ShelfBook",
+    "bar",
+    "load_book",
+    "open_book",
+    "read",
+    "shelf_folder",
+]

@@ -12,11 +12,13 @@ import torch
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Found, Passage
 from mamba_ssm.book.source import BookInfo
+from mamba_ssm.errors import QuestionError
 from mamba_ssm.esi.module import Question
 from mamba_ssm.esi.reader import MAX_ANSWER
 from mamba_ssm.esi.replay import Context, question_likelihood
 from mamba_ssm.text.normalise import normalise
 
+RERANKED = 4  # times top_k: windows that a model without ESI weights chooses from
 CANDIDATES = 20  # spans whose probabilities are added up where they say the same
 
 
@@ -55,16 +57,21 @@ class Answer:
             "question": self.question,
             "answer": self.text,
             "confidence": self.confidence,
-            "evidence": [asdict(passage) for passage in self.evidence],
+            "evidence": [_passage(passage) for passage in self.evidence],
             "model": self.model,
             "book": asdict(self.book),
             "seconds": asdict(self.seconds),
         }
 
 
+def _passage(passage: Passage) -> dict[str, Any]:
+    """A passage of one book does not name it: the answer does."""
+    return {name: value for name, value in asdict(passage).items() if name != "book" or value is not None}
+
+
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, and from what."""
+    """What a model said, and from what. ``book`` is the one that says so, as in Passage."""
 
     text: str
     confidence: float
@@ -72,6 +79,28 @@ class Reply:
     start: int | None = None
     end: int | None = None
     told: bool = True
+    book: str | None = None
+
+
+def check(questions: Sequence[str], top_k: int | None, passages: int, limit: int) -> None:
+    """Raise QuestionError for a question without words, ValueError for numbers that are out of range."""
+    for number, question in enumerate(questions, 1):
+        if not question.strip():
+            raise QuestionError(f"question {number} is empty: ask something")
+    if min(passages, limit - 1, (top_k or 1) - 1) < 0:
+        raise ValueError("passages must be at least 0; top_k and max_new_tokens at least 1")
+
+
+def windows_for(engine: Engine, top_k: int, passages: int) -> int:
+    """How many windows the search has to find."""
+    return max(top_k, passages, RERANKED * top_k if engine.model.esi is None else engine.config.n_ranked)
+
+
+def reply(engine: Engine, question: str, embedded: Question, found: Sequence[Found], top_k: int, limit: int) -> Reply:
+    """Answer a question from what was found, best first."""
+    if engine.model.esi is None:
+        return replay(engine, question, found, top_k, limit)
+    return point(engine, embedded, found, top_k, limit)
 
 
 @torch.inference_mode()
@@ -92,6 +121,7 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
     spans, _ = reader.best_spans(memory.first(top_k), n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
     columns = (spans.window[0], spans.first[0], spans.last[0], spans.probability[0])
     places: dict[str, tuple[str, int, int]] = {}
+    books: dict[str, str | None] = {}
     confidence: dict[str, float] = {}
     for window, first, last, probability in zip(*(column.tolist() for column in columns), strict=True):
         if last >= len(windows[window].ids):
@@ -99,12 +129,14 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
         place = windows[window].slice(first, last)
         said = normalise(place[0]) or place[0]
         places.setdefault(said, place)
+        books.setdefault(said, windows[window].book)
         confidence[said] = confidence.get(said, 0.0) + probability
     best = max(confidence, key=lambda said: (bool(said), confidence[said]), default=None)
     if best is None:
         return Reply("", 0.0, evidence, told=told)
     text, start, end = places[best]
-    return Reply(text, float(reader.confidence(torch.tensor(confidence[best]))), evidence, start, end, told)
+    sure = float(reader.confidence(torch.tensor(confidence[best])))
+    return Reply(text, sure, evidence, start, end, told, books[best])
 
 
 def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, limit: int) -> Reply:
@@ -115,14 +147,19 @@ def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, li
     likelihood = question_likelihood(engine.model, [window.ids.tolist() for window in windows], lead, asked)
     ranked = sorted(zip(likelihood, windows, strict=True), key=lambda pair: -pair[0])
     context: list[int] = []
-    end = 0
-    for window in sorted((window for _, window in ranked[:top_k]), key=lambda window: window.first):
+    book, end = None, 0
+    for window in sorted(
+        (window for _, window in ranked[:top_k]), key=lambda window: (window.book or "", window.first)
+    ):
+        if window.book != book:
+            book, end = window.book, 0
         context += window.ids[max(end - window.first, 0) :].tolist()  # neighbours overlap
         end = window.first + len(window.ids)
     prompt = context + lead + asked + encode("\nAnswer:").ids.tolist()
     tokenizer = engine.tokenizer
     text, confidence = Context(engine.model).generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode)
-    return Reply(text, confidence, [window.passage(score) for score, window in ranked])
+    evidence = [window.passage(score) for score, window in ranked]
+    return Reply(text, confidence, evidence, book=evidence[0].book if evidence else None)
 
 
 def plain_prompt(engine: Engine, question: str) -> list[int]:

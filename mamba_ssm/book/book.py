@@ -7,18 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mamba_ssm.book.answers import Answer, Reply, Seconds, plain_prompt, point, replay
+from mamba_ssm.book.answers import Answer, Reply, Seconds, check, plain_prompt, reply, windows_for
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.progress import bar
 from mamba_ssm.book.source import BookInfo, FileSource, Report, Source
 from mamba_ssm.book.store import StoredSource, is_saved, open_stored, store
-from mamba_ssm.errors import QuestionError
 from mamba_ssm.esi.replay import Context
 
 PASSAGES = 8
 MAX_NEW_TOKENS = 32
-RERANKED = 4  # times top_k: windows that a model without ESI weights chooses from
 
 
 class Book:
@@ -78,11 +76,7 @@ class Book:
         report: Report | None = None,
     ) -> Iterator[Answer]:
         """As ``ask_all``, an answer as soon as it is there. ``report`` is told how far the reading is."""
-        for number, question in enumerate(questions, 1):
-            if not question.strip():
-                raise QuestionError(f"question {number} is empty: ask something")
-        if min(passages, max_new_tokens - 1, (top_k or 1) - 1) < 0:
-            raise ValueError("passages must be at least 0; top_k and max_new_tokens at least 1")
+        check(questions, top_k, passages, max_new_tokens)
         if not questions:
             return
         started = time.perf_counter()
@@ -94,20 +88,20 @@ class Book:
         read = time.perf_counter() - started - searched
         for question in questions:
             started = time.perf_counter()
-            reply = next(replies)
+            said = next(replies)
             seconds = Seconds(read, searched, time.perf_counter() - started)
             assert self.info is not None
             yield Answer(
                 question,
-                reply.text,
-                reply.confidence,
-                reply.evidence[:passages],
-                reply.start,
-                reply.end,
+                said.text,
+                said.confidence,
+                said.evidence[:passages],
+                said.start,
+                said.end,
                 self.engine.name,
                 self.info,
                 seconds,
-                reply.told,
+                said.told,
             )
 
     def _search(
@@ -116,18 +110,15 @@ class Book:
         """Search the book for all questions. Returns what will answer them, and the seconds that the search took."""
         engine = self.engine
         embedded = [engine.question(question) for question in questions]
-        trained = engine.model.esi is not None
-        k = max(top_k, passages, engine.config.n_ranked if trained else RERANKED * top_k)
+        k = windows_for(engine, top_k, passages)
         finder = Finder([question.query for question in embedded], k, engine.config)
         searched = 0.0
         for block, keys in self._source.blocks(report):
             started = time.perf_counter()
             finder.push(block, keys.values(engine.device))
             searched += time.perf_counter() - started
-        found = finder.found()
-        if trained:
-            return (point(engine, *pair, top_k, limit) for pair in zip(embedded, found, strict=True)), searched
-        return (replay(engine, *pair, top_k, limit) for pair in zip(questions, found, strict=True)), searched
+        asked = zip(questions, embedded, finder.found(), strict=True)
+        return (reply(engine, *each, top_k, limit) for each in asked), searched
 
     def _read_plainly(self, questions: Sequence[str], limit: int, report: Report | None) -> Iterator[Reply]:
         """Read the whole book with the model alone. Returns what will answer the questions from its state."""

@@ -24,7 +24,10 @@ GROUP = 16  # questions scored together: their token scores of a block take some
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage that was found: ``text`` is characters start:end of the book's text. Best is the highest ``score``."""
+    """A passage that was found: ``text`` is characters start:end of the book's text. Best is the highest ``score``.
+
+    ``book`` is the id of a book on a shelf; None where one book was asked.
+    """
 
     text: str
     start: int
@@ -32,11 +35,15 @@ class Passage:
     page: int | None
     section: str | None
     score: float
+    book: str | None = None
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window that was kept: its tokens ids (n,), at ``first`` in the book, and their characters as in Block."""
+    """A window that was kept: its tokens ids (n,), at ``first`` in the book, and their characters as in Block.
+
+    ``book`` as in Passage.
+    """
 
     first: int
     ids: NDArray[np.int32]
@@ -45,6 +52,7 @@ class Window:
     text: str
     page: int | None
     section: str | None
+    book: str | None = None
 
     @classmethod
     def of(cls, block: Block, first: int, length: int) -> Window:
@@ -64,7 +72,7 @@ class Window:
         return text, start, start + len(text)
 
     def passage(self, score: float) -> Passage:
-        return Passage(*self.slice(0, -1), self.page, self.section, score)
+        return Passage(*self.slice(0, -1), self.page, self.section, score, self.book)
 
     def padded(self, length: int) -> NDArray[np.int32]:
         """The ids, PAD after the book's last."""

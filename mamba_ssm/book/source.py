@@ -87,10 +87,11 @@ class FileSource:
             tokens, characters = tokens + len(block.ids), block.offset + len(block.text)
             if report is not None:
                 report(Progress(tokens, seen if total is None else min(seen, total), total))
-        self.info = BookInfo(os.fspath(self.path), _sha256(self.path), tokens, characters)
+        self.info = BookInfo(os.fspath(self.path), sha256_of(self.path), tokens, characters)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal. Raises BookError where it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -205,6 +205,12 @@ class StoredSource:
         self._archive.close()
         self.file.close()
 
+    def __enter__(self) -> StoredSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _start(mark: Mark) -> int:
     return mark.start

@@ -1,0 +1,265 @@
+"""A shelf: books that were read once and are kept, to be asked together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+
+from mamba_ssm.book.answers import Answer, Seconds, check, reply, windows_for
+from mamba_ssm.book.book import MAX_NEW_TOKENS, PASSAGES, Book
+from mamba_ssm.book.engine import Engine
+from mamba_ssm.book.find import Finder, Found
+from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
+from mamba_ssm.book.source import BookInfo, FileSource, Report, sha256_of
+from mamba_ssm.book.store import SUFFIX, StoredSource, is_saved, open_stored, write
+from mamba_ssm.errors import BookError, ShelfError
+from mamba_ssm.esi.search import Query
+from mamba_ssm.text import read_pieces
+
+ENVIRONMENT = "MAMBA_ESI_SHELF"
+ID_DIGITS = 16
+
+
+def shelf_folder() -> Path:
+    """Where the shelf is kept: MAMBA_ESI_SHELF, or ``shelf`` in the user's folder for this program's data."""
+    if asked := os.environ.get(ENVIRONMENT):
+        return Path(asked)
+    from platformdirs import user_data_path
+
+    return user_data_path("mamba-esi", appauthor=False) / "shelf"
+
+
+class Shelf:
+    """Books that were read once, in a folder of their own. Use it in a ``with``, or close it.
+
+    Threads may share a shelf, and processes a folder.
+    """
+
+    def __init__(self, library: Library, model: str | os.PathLike[str] | Engine | None, device: str) -> None:
+        self._library, self._model, self._device = library, model, device
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | Engine | None = None,
+        device: str = "auto",
+    ) -> Shelf:
+        """Open the shelf in a folder, or begin one there; by default in `shelf_folder`.
+
+        The model is loaded when it is first needed: to add a book, to ask, or for a book's text. Raises ShelfError.
+        """
+        return cls(Library(shelf_folder() if folder is None else Path(folder)), model, device)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What reads and answers."""
+        return Engine.load(self._model, self._device)
+
+    @property
+    def folder(self) -> Path:
+        return self._library.folder
+
+    def add(self, path: str | os.PathLike[str], report: Report | None = None) -> ShelfBook:
+        """Read a book (.txt, .md, .html, .pdf, .epub) and keep it.
+
+        A file whose content is on the shelf already is not read again. One that changed is, and replaces what the shelf
+        had from its path. Raises BookError, ShelfError.
+        """
+        path = Path(os.path.abspath(path))
+        if not path.is_file():
+            next(read_pieces(path))  # raises, and says why
+        if is_saved(path):
+            raise BookError(f"{path}: saved by `mamba-esi read`; add the book itself")
+        sha256 = sha256_of(path)
+        known = {(book.sha256, book.fingerprint): book for book in self.books()}
+        if there := known.get((sha256, self.engine.fingerprint)):
+            for book in known.values():
+                if book.path == _unicode(path) and book is not there:
+                    self.remove(book.id)
+            return there
+        name = f"{sha256[:ID_DIGITS]}-{secrets.token_hex(8)}"
+        with self._library.adding():
+            try:
+                info, sections = self._read(path, name, report)
+                if info.sha256 != sha256:
+                    raise BookError(f"{path}: it changed while it was read; add it again")
+                book = ShelfBook(
+                    sha256[:ID_DIGITS],
+                    _unicode(path.stem),
+                    _unicode(path),
+                    sha256,
+                    info.tokens,
+                    info.characters,
+                    now(),
+                    self.engine.fingerprint,
+                    name,
+                )
+                there, gone = self._library.insert(book, sections)
+            except BaseException:
+                self._unlink(name)
+                raise
+        for old in gone if there is book else (*gone, book):
+            self._unlink(old.file)
+        return there
+
+    def _read(self, path: Path, name: str, report: Report | None) -> tuple[BookInfo, list[Section]]:
+        """Read a book into files of that name, until they are on disk."""
+        try:
+            with self._esi(name).open("xb") as file:
+                write(FileSource(path, self.engine), self.engine, file, report)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ShelfError(f"{self.folder}: cannot be written ({error.strerror}); check its space") from error
+        with open_stored(self._esi(name), self.engine) as source:
+            assert source.info is not None
+            return source.info, list(_sections(source))
+
+    def _esi(self, name: str) -> Path:
+        return self._library.files / f"{name}{SUFFIX}"
+
+    def _unlink(self, name: str) -> None:
+        unlink(self._esi(name))
+
+    def books(self) -> list[ShelfBook]:
+        """The books that were read to their end, in the order in which they were added."""
+        return self._library.books()
+
+    def book(self, key: str) -> ShelfBook:
+        """The book of that id or title, or the only one whose id or title begins so. Raises ShelfError."""
+        books, wanted = self.books(), key.casefold()
+        exact = [book for book in books if wanted in (book.id, book.title.casefold())]
+        found = exact or [b for b in books if b.id.startswith(wanted) or b.title.casefold().startswith(wanted)]
+        if not wanted or not found:
+            raise ShelfError(f"no book {key!r} on the shelf: `mamba-esi shelf list` shows them")
+        if len(found) > 1:
+            raise ShelfError(f"{key!r} is more than one book: say {', '.join(book.id for book in found[:8])}")
+        return found[0]
+
+    def open_book(self, key: str) -> Book:
+        """A book of the shelf, to ask it alone. Close it. Raises ShelfError, BookError."""
+        return Book(self._source(self.book(key)), self.engine)
+
+    def _source(self, book: ShelfBook) -> StoredSource:
+        if book.fingerprint != self.engine.fingerprint:
+            raise ShelfError(
+                f"{book.title}: read with another model than {self.engine.name!r}; add {book.path} again, or pass the "
+                "same --model and --esi"
+            )
+        return open_stored(self._esi(book.file), self.engine)
+
+    def text(self, key: str, start: int = 0, end: int | None = None) -> str:
+        """Characters start:end of a book's text."""
+        with self._source(self.book(key)) as source:
+            return "".join(_text(source, start, end))
+
+    def sections(self, key: str) -> list[Section]:
+        """Where the sections of a book begin, in order; none where it has no headings."""
+        return self._library.sections(self.book(key).id)
+
+    def remove(self, key: str) -> ShelfBook:
+        """Remove a book, and return what it was. What was asked stays in the history."""
+        book = self.book(key)
+        self._library.delete(book.id)
+        self._unlink(book.file)
+        return book
+
+    def ask(
+        self,
+        question: str,
+        books: Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        passages: int = PASSAGES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Answer:
+        """Answer a question from books of the shelf together, by id or title; by default from all. See `Book.ask`.
+
+        ``book`` of each passage is the id of the book that it is from; the answer's ``book`` is what it was found in.
+        Raises ShelfError where there is no such book, or none; QuestionError.
+        """
+        check([question], top_k, passages, max_new_tokens)
+        asked = {book.id: book for book in (self.books() if books is None else map(self.book, books))}
+        if not asked:
+            raise ShelfError("there are no books to ask: `mamba-esi shelf add FILE` adds one")
+        started = time.perf_counter()
+        engine = self.engine
+        top_k = top_k or engine.config.top_k
+        embedded = engine.question(question)
+        found = self._search(embedded.query, list(asked.values()), windows_for(engine, top_k, passages))
+        searched = time.perf_counter()
+        said = reply(engine, question, embedded, found, top_k, max_new_tokens)
+        book = next(iter(asked.values())) if said.book is None else asked[said.book]
+        answer = Answer(
+            question,
+            said.text,
+            said.confidence,
+            said.evidence[:passages],
+            said.start,
+            said.end,
+            engine.name,
+            BookInfo(book.path, book.sha256, book.tokens, book.characters),
+            Seconds(0.0, searched - started, time.perf_counter() - searched),
+            said.told,
+        )
+        self._library.record(now(), list(asked), answer.to_dict())
+        return answer
+
+    def _search(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
+        """The k best windows of some books, best first."""
+        found: list[Found] = []
+        for book in books:
+            with self._source(book) as source:
+                finder = Finder([query], k, self.engine.config)
+                for block, keys in source.blocks():
+                    finder.push(block, keys.values(self.engine.device))
+            found += [(replace(window, book=book.id), score) for window, score in finder.found()[0]]
+        return sorted(found, key=lambda pair: -pair[1])[:k]
+
+    def history(self, limit: int = 20) -> list[Asked]:
+        """The latest questions with their answers, the latest first."""
+        return self._library.asked(limit)
+
+    def close(self) -> None:
+        self._library.close()
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _unicode(name: str | Path) -> str:
+    """A file's name, for a database: one that is no Unicode is shown as far as it is."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _sections(source: StoredSource) -> Iterator[Section]:
+    """A section where the heading changes."""
+    last = None
+    for block in source.texts():
+        for mark in block.marks:
+            if mark.section is not None and mark.section != last:
+                yield Section(mark.start, mark.section.encode("utf-8", "replace").decode(), mark.page)
+            last = mark.section
+
+
+def _text(source: StoredSource, start: int, end: int | None) -> Iterator[str]:
+    for block in source.texts():
+        if end is not None and block.offset >= end:
+            return
+        piece = block.text[max(start - block.offset, 0) : None if end is None else end - block.offset]
+        start = max(start, block.offset + len(block.text))
+        yield piece

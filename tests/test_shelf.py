@@ -1,0 +1,298 @@
+"""Books that are kept on a shelf, and asked together."""
+
+import json
+import os
+import random
+import sqlite3
+import sys
+import threading
+
+import pytest
+
+from mamba_ssm.book import Engine, Shelf, open_book, shelf_folder
+from mamba_ssm.errors import BookError, MambaESIError, QuestionError, ShelfError
+
+QUESTION = "Who planted 42 trees near Zürich in chapter 6?"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    return Engine.load(tiny_model)
+
+
+@pytest.fixture
+def shelf(engine, tmp_path):
+    with Shelf.open(tmp_path / "shelf", engine) as opened:
+        yield opened
+
+
+@pytest.fixture
+def texts(tmp_path, book_text):
+    """Three books: the garden, and two others."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "garden.md").write_text(book_text, encoding="utf-8")
+    (folder / "sea.md").write_text(book_text.replace("trees", "sails").replace("gardener", "sailor"), encoding="utf-8")
+    (folder / "short.txt").write_text("Pelicans dance under green moons.")
+    return [folder / "garden.md", folder / "sea.md", folder / "short.txt"]
+
+
+def said(answer):
+    """All of an answer but times and names of books."""
+    found = answer.to_dict()
+    return {key: value for key, value in found.items() if key not in ("seconds", "evidence")} | {
+        "evidence": [{name: value for name, value in p.items() if name != "book"} for p in found["evidence"]]
+    }
+
+
+def files(shelf):
+    return sorted(file.name for file in (shelf.folder / "books").iterdir())
+
+
+def test_one_book_answers_as_it_does_alone(shelf, engine, texts):
+    book = shelf.add(texts[0])
+    questions = [QUESTION, "chapter?", "Where did gardener number 7 plant trees? " * 5]
+    for question in questions:
+        for options in ({}, {"top_k": 2, "passages": 3}):
+            alone = open_book(texts[0], engine).ask(question, **options)
+            found = shelf.ask(question, **options)
+            assert said(found) == said(alone)
+            assert found.told == alone.told
+            assert {passage.book for passage in found.evidence} == {book.id}
+
+
+def test_a_checkpoint_without_esi_weights_answers_alike(plain_model, tmp_path, texts):
+    engine = Engine.load(plain_model)
+    with Shelf.open(tmp_path / "plain", engine) as shelf:
+        shelf.add(texts[0])
+        alone = open_book(texts[0], engine).ask(QUESTION, max_new_tokens=4)
+        assert said(shelf.ask(QUESTION, max_new_tokens=4)) == said(alone)
+        shelf.add(texts[1])
+        answer = shelf.ask(QUESTION, max_new_tokens=4)
+        assert answer.book.path in map(str, texts)
+        assert {passage.book for passage in answer.evidence} <= {book.id for book in shelf.books()}
+
+
+def test_evidence_is_a_slice_of_the_book_that_it_names(shelf, texts):
+    for path in texts[:2]:
+        path.write_text(path.read_text(encoding="utf-8")[:5000], encoding="utf-8")
+    books = {book.id: book for book in map(shelf.add, texts)}
+    answer = shelf.ask("Which sailor planted 42 sails, and where do pelicans dance?", passages=256)
+    assert {passage.book for passage in answer.evidence} == set(books)
+    for passage in answer.evidence:
+        assert passage.text == shelf.text(passage.book, passage.start, passage.end)
+    scores = [passage.score for passage in answer.evidence]
+    assert scores == sorted(scores, reverse=True)
+    (said_by,) = [book for book in books.values() if book.path == answer.book.path]
+    assert answer.text == shelf.text(said_by.id, answer.start, answer.end)
+    assert answer.book.sha256 == said_by.sha256
+
+
+def test_some_books_are_asked_alone(shelf, texts):
+    books = [shelf.add(path) for path in texts]
+    for asked in ([0], [1], [2], [1, 2]):
+        answer = shelf.ask(QUESTION, books=[books[number].id for number in asked])
+        assert {passage.book for passage in answer.evidence} <= {books[number].id for number in asked}
+        assert answer.book.path in [str(texts[number]) for number in asked]
+    assert said(shelf.ask(QUESTION, books=["sea"])) == said(shelf.ask(QUESTION, books=[books[1].id, books[1].id]))
+
+
+def test_text_and_sections(shelf, texts, book_text):
+    book = shelf.add(texts[0])
+    assert shelf.text(book.id) == book_text
+    assert book.characters == len(book_text)
+    for start, end in [(0, 10), (7_000, 21_000), (len(book_text) - 5, len(book_text) + 5), (9, 9)]:
+        assert shelf.text(book.id, start, end) == book_text[start:end]
+    sections = shelf.sections(book.id)
+    assert [section.title for section in sections] == [f"Chapter {n}" for n in range(1, 9)]
+    assert all(book_text[section.start :].startswith(f"# {section.title}") for section in sections)
+    assert all(section.page is None for section in sections)
+
+
+def test_adding_again_does_nothing(shelf, texts, tmp_path):
+    book = shelf.add(texts[0])
+    before = files(shelf)
+    assert shelf.add(texts[0]) == book
+    copy = tmp_path / "copy.md"
+    copy.write_bytes(texts[0].read_bytes())
+    assert shelf.add(copy) == book
+    assert shelf.books() == [book]
+    assert files(shelf) == before
+
+
+def test_a_changed_file_is_read_again(shelf, texts):
+    first, other = shelf.add(texts[0]), shelf.add(texts[1])
+    texts[0].write_text("Nothing grows here but thistles.")
+    second = shelf.add(texts[0])
+    assert shelf.books() == [other, second]
+    assert shelf.text(second.id) == "Nothing grows here but thistles."
+    assert not any(name.startswith(first.id) for name in files(shelf))
+    texts[0].write_bytes(texts[1].read_bytes())  # what another book says already
+    assert shelf.add(texts[0]) == other
+    assert shelf.books() == [other]
+
+
+def test_a_book_read_with_another_model(shelf, texts, other_model, tmp_path):
+    book = shelf.add(texts[0])
+    with Shelf.open(shelf.folder, other_model) as other:
+        for use in (lambda: other.ask(QUESTION), lambda: other.text(book.id)):
+            with pytest.raises(ShelfError, match="another model"):
+                use()
+        again = other.add(texts[0])
+        assert other.books() == [again]
+        assert other.ask(QUESTION).text
+        assert len({name.split(".")[0] for name in files(other)}) == 1
+
+
+def test_removing(shelf, texts):
+    first, second = shelf.add(texts[0]), shelf.add(texts[1])
+    assert shelf.remove(first.id[:6]) == first
+    assert shelf.books() == [second]
+    assert {name.split(".")[0] for name in files(shelf)} == {second.file}
+    assert shelf.sections(second.id)
+    with pytest.raises(ShelfError, match="shelf list"):
+        shelf.text(first.id)
+
+
+def test_books_by_id_title_and_prefix(shelf, texts, tmp_path):
+    books = [shelf.add(path) for path in texts]
+    for key in (books[0].id, books[0].id[:9], "garden", "GARDEN", "gar"):
+        assert shelf.book(key) == books[0]
+    with pytest.raises(ShelfError, match="more than one book"):
+        shelf.book("s")
+    for key in ("", "nothing"):
+        with pytest.raises(ShelfError, match="shelf list"):
+            shelf.book(key)
+
+
+def test_what_was_asked_is_kept(shelf, texts):
+    book = shelf.add(texts[0])
+    answers = [shelf.ask(question) for question in (QUESTION, "Where?", "lone \ud800 surrogate?")]
+    asked = shelf.history(2)
+    assert [entry.answer for entry in asked] == [json.loads(json.dumps(a.to_dict())) for a in answers[:0:-1]]
+    assert asked[0].books == [book.id]
+    shelf.remove(book.id)
+    assert len(shelf.history()) == 3
+
+
+def test_questions_that_cannot_be_asked(shelf, texts):
+    with pytest.raises(ShelfError, match="shelf add"):
+        shelf.ask("Who?")
+    shelf.add(texts[2])
+    for question in ("", "word " * 2000):
+        with pytest.raises(QuestionError):
+            shelf.ask(question)
+    assert shelf.history() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("missing.txt", None),
+        ("empty.txt", b""),
+        ("noise.bin", random.Random(0).randbytes(5000)),
+        ("b.pdf", b"%PDF-1.7"),
+    ],
+)
+def test_a_book_that_cannot_be_read_leaves_nothing(shelf, tmp_path, name, content):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BookError):
+        shelf.add(path)
+    assert shelf.books() == []
+    assert files(shelf) == []
+
+
+def test_a_saved_book_is_refused(shelf, engine, texts, tmp_path):
+    with open_book(texts[0], engine).stored() as book:
+        book.save(tmp_path / "saved.esi")
+    with pytest.raises(BookError, match="add the book itself"):
+        shelf.add(tmp_path / "saved.esi")
+    with pytest.raises(BookError, match="a folder"):
+        shelf.add(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there all names of files are Unicode")
+def test_a_name_that_is_no_unicode(shelf, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("A book about coffee, and about tea.")
+    book = shelf.add(path)
+    assert book.title == "caf\ufffd"
+    assert shelf.add(path) == book
+    assert shelf.ask("What is it about?").book.path == book.path
+
+
+def test_where_the_shelf_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAMBA_ESI_SHELF", str(tmp_path / "here"))
+    assert shelf_folder() == tmp_path / "here"
+    monkeypatch.delenv("MAMBA_ESI_SHELF")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert shelf_folder().name == "shelf"
+    if sys.platform.startswith("linux"):
+        assert shelf_folder() == tmp_path / "mamba-esi" / "shelf"
+
+
+def test_a_folder_that_cannot_be_a_shelf(tmp_path):
+    (tmp_path / "file").write_text("I am a file.")
+    with pytest.raises(ShelfError, match="no shelf can be there"):
+        Shelf.open(tmp_path / "file")
+    (tmp_path / "shelf.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(ShelfError, match="cannot be used"):
+        Shelf.open(tmp_path)
+
+
+def test_a_shelf_of_a_newer_version(shelf):
+    with sqlite3.connect(shelf.folder / "shelf.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ShelfError, match="another version"):
+        Shelf.open(shelf.folder)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 5000])
+def test_damaged_files_are_found_out(shelf, engine, texts, cut):
+    book = shelf.add(texts[0])
+    for file in (shelf.folder / "books").iterdir():
+        file.write_bytes(file.read_bytes()[:cut])
+    with Shelf.open(shelf.folder, engine) as again:
+        assert again.books() == [book]
+        with pytest.raises(MambaESIError):
+            again.ask(QUESTION)
+
+
+def test_files_of_no_book_are_swept_unless_someone_adds_one(shelf, engine, texts):
+    book = shelf.add(texts[0])
+    orphan = shelf.folder / "books" / "0123456789abcdef-0123.esi"
+    orphan.write_bytes(b"half a book")
+    with shelf._library.adding():
+        Shelf.open(shelf.folder, engine).close()
+        assert orphan.exists()
+    with Shelf.open(shelf.folder, engine) as again:
+        assert not orphan.exists()
+        assert again.text(book.id)
+
+
+def test_threads_share_a_shelf(shelf, texts):
+    shelf.add(texts[0])
+    alone = said(shelf.ask(QUESTION, books=["garden"]))
+    failures = []
+
+    def work(number):
+        try:
+            for _ in range(3):
+                assert said(shelf.ask(QUESTION, books=["garden"])) == alone
+                shelf.add(texts[1 + number % 2])
+                assert shelf.text("garden", 0, 5)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(book.title for book in shelf.books()) == ["garden", "sea", "short"]
+    assert {name.split(".")[0] for name in files(shelf)} == {book.file for book in shelf.books()}
+    assert len(shelf.history(100)) == 13
