@@ -1,8 +1,10 @@
 """Books that are kept on a shelf, and asked together."""
 
+import itertools
 import json
 import os
 import random
+import re
 import sqlite3
 import sys
 import threading
@@ -296,3 +298,32 @@ def test_threads_share_a_shelf(shelf, texts):
     assert sorted(book.title for book in shelf.books()) == ["garden", "sea", "short"]
     assert {name.split(".")[0] for name in files(shelf)} == {book.file for book in shelf.books()}
     assert len(shelf.history(100)) == 13
+
+
+def test_heat_covers_the_book_and_is_warmest_where_the_evidence_lies(shelf, engine, texts):
+    book = shelf.add(texts[0])
+    found = shelf.ask(QUESTION, [book.id], top_k=1, passages=64)
+    stretches = shelf.heat(book.id, QUESTION, 64)
+    assert len(stretches) == 64
+    assert stretches[0].start == 0
+    assert stretches[-1].end == book.characters
+    assert all(a.end == b.start for a, b in itertools.pairwise(stretches))
+    warmest = max(stretches, key=lambda stretch: stretch.score)
+    assert any(warmest.start <= passage.start < warmest.end for passage in found.evidence)
+    headings = list(re.finditer("# (Chapter .)", shelf.text(book.id)))
+    for stretch in stretches:
+        assert stretch.section == [heading[1] for heading in headings if heading.start() <= stretch.start][-1]
+
+
+def test_heat_does_not_depend_on_the_number_of_stretches(shelf, texts):
+    book = shelf.add(texts[0])
+    fine, coarse = shelf.heat(book.id, QUESTION, 10_000), shelf.heat(book.id, QUESTION, 7)
+    assert len(fine) == -(-book.tokens // 32) - 1  # a window every 32 tokens
+    for stretch in coarse:
+        inside = [window.score for window in fine if stretch.start <= window.start < stretch.end]
+        assert stretch.score == max(inside)
+
+
+def test_heat_of_a_book_shorter_than_a_window(shelf, texts):
+    (stretch,) = shelf.heat(shelf.add(texts[2]).id, QUESTION)
+    assert (stretch.start, stretch.end) == (0, len("Pelicans dance under green moons."))

@@ -4,6 +4,7 @@ from mamba_ssm.book.answers import Answer, Seconds
 from mamba_ssm.book.book import Book, load_book, open_book, read
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
+from mamba_ssm.book.heat import Stretch
 from mamba_ssm.book.library import Asked, Section, ShelfBook
 from mamba_ssm.book.progress import bar
 from mamba_ssm.book.shelf import Shelf, shelf_folder
@@ -20,6 +21,7 @@ __all__ = [
     "Section",
     "Shelf",
     "ShelfBook",
+    "Stretch",
     "bar",
     "load_book",
     "open_book",

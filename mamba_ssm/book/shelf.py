@@ -15,6 +15,7 @@ from mamba_ssm.book.answers import Answer, Seconds, check, reply, windows_for
 from mamba_ssm.book.book import MAX_NEW_TOKENS, PASSAGES, Book
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder, Found
+from mamba_ssm.book.heat import Stretch, heat
 from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
 from mamba_ssm.book.source import BookInfo, FileSource, Report, sha256_of
 from mamba_ssm.book.store import SUFFIX, StoredSource, is_saved, open_stored, write
@@ -163,6 +164,11 @@ class Shelf:
     def sections(self, key: str) -> list[Section]:
         """Where the sections of a book begin, in order; none where it has no headings."""
         return self._library.sections(self.book(key).id)
+
+    def heat(self, key: str, question: str, most: int = 256) -> list[Stretch]:
+        """How well each part of a book fits a question, in at most ``most`` stretches. Raises QuestionError."""
+        with self._source(self.book(key)) as source:
+            return heat(source, self.engine, question, most)
 
     def remove(self, key: str) -> ShelfBook:
         """Remove a book, and return what it was. What was asked stays in the history."""
