@@ -15,11 +15,17 @@ from mamba_ssm.text.piece import Piece, title
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
+HEAD = 1024  # bytes in which a file says what it is
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
 PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
 # PDFium writes U+0002 or U+FFFE for a hyphen that it takes for a line's end.
 _HYPHEN = re.compile("(?<=[^\\W\\d_])(?:[-\u00ad\u2010]\n|[\x02\ufffe]\n?)(?=[^\\W\\d_])")
 _JUNK = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
+
+
+def is_pdf(head: bytes) -> bool:
+    """Whether a file that begins so is a PDF."""
+    return head.lstrip().startswith(b"%PDF-")
 
 
 def open_pdf(path: Path) -> PdfDocument:

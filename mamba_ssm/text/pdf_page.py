@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_ssm.errors import BookError
-from mamba_ssm.text.pdf import PDFIUM, open_pdf
+from mamba_ssm.text.pdf import HEAD, PDFIUM, is_pdf, open_pdf
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfPage, PdfTextPage
@@ -63,6 +63,19 @@ class _Word(NamedTuple):
     key: str
     start: int
     end: int
+
+
+def page_count(path: Path) -> int | None:
+    """How many pages a PDF has; None for a file that is none. Raises BookError for a damaged one."""
+    with path.open("rb") as file:
+        if not is_pdf(file.read(HEAD)):
+            return None
+    with PDFIUM:
+        document = open_pdf(path)
+        try:
+            return len(document)
+        finally:
+            document.close()
 
 
 def draw_page(path: Path, number: int, width: int) -> bytes:

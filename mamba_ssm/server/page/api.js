@@ -32,7 +32,7 @@ async function respond(path, options = {}) {
 async function complaint(response) {
   try {
     const problem = await response.json();
-    return problem.detail || problem.title || problem.error.message;
+    return problem.detail;
   } catch {
     return `The server answered with status ${response.status}.`;
   }
@@ -52,7 +52,7 @@ export async function upload(path, chosen) {
   return (await respond(path, { method: "POST", body: form })).json();
 }
 
-/** The events of a stream, as [name, data]. */
+/** The objects of a stream of events. */
 export async function* events(path, body) {
   const response = await respond(path, json(body));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -60,16 +60,13 @@ export async function* events(path, body) {
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    waiting += value.replaceAll("\r\n", "\n");
-    const whole = waiting.split("\n\n");
-    waiting = whole.pop();
-    for (const event of whole) {
-      const field = (name) =>
-        event.split("\n").filter((line) => line.startsWith(`${name}: `)).map((line) => line.slice(name.length + 2)).join("\n");
-      if (!field("data") || field("data") === "[DONE]") continue;
-      const data = JSON.parse(field("data"));
-      if (field("event") === "error") throw new Error(data.detail);
-      yield [field("event"), data];
+    const lines = (waiting + value).split("\n");
+    waiting = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+      const data = JSON.parse(line.slice("data: ".length));
+      if (data.error) throw new Error(data.detail);
+      yield data;
     }
   }
 }

@@ -38,7 +38,10 @@ at("ask").addEventListener("submit", async (event) => {
   button.disabled = true;
   try {
     const answer = await ask(book, question, node);
-    said.push({ book_id: book.id, ...answer, evidence: answer.evidence.map(({ start, end, page, section }) => ({ start, end, page, section })) });
+    said.push({
+      book_id: book.id, question, answer: answer.answer, told: answer.told, confidence: answer.confidence, start: answer.start, end: answer.end,
+      evidence: answer.evidence.map(({ start, end, page, section }) => ({ start, end, page, section })),
+    });
     if (current === book) at("export").hidden = false;
   } catch (error) {
     at("question").value = question;
@@ -53,8 +56,7 @@ at("export").addEventListener("click", async (event) => {
   if (!format) return;
   at("export").open = false;
   try {
-    const turns = conversations.get(current.id).said.map(({ book_id, question, text, told, confidence, evidence, start, end }) =>
-      ({ book_id, question, answer: text, told, confidence, evidence, start, end }));
+    const turns = conversations.get(current.id).said;
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await file("v1/export", { format, turns }));
     link.download = { markdown: "conversation.md", bibtex: "books.bib", "csl-json": "books.json" }[format];

@@ -15,18 +15,16 @@ export async function ask(book, question, into) {
   const article = make("article", { class: "turn", "aria-label": question }, make("h3", {}, question), waiting);
   into.append(article);
   article.scrollIntoView({ block: "start" });
-  let said = "";
   let answer = null;
   let map = null;
   try {
-    for await (const [event, data] of events(`v1/books/${encodeURIComponent(book.id)}/ask`, { question, stream: true })) {
-      if (event === "delta") waiting.textContent = said += data.text;
-      if (event === "answer") {
-        answer = { ...data, text: data.answer };
-        map = fill(article, book, answer);
+    for await (const event of events(`v1/books/${encodeURIComponent(book.id)}/ask`, { question, stream: true })) {
+      if (event.type === "answer") {
+        answer = event;
         waiting.remove();
+        map = fill(article, book, answer);
       }
-      if (event === "windows") map.heat(data.windows);
+      if (event.type === "windows") map.heat(event.windows);
     }
   } catch (error) {
     if (!answer) article.remove();
@@ -49,7 +47,7 @@ function fill(article, book, answer) {
   };
   const map = strip(book, answer.evidence, cited, turnTo);
 
-  const says = make("p", { class: "answer" }, answer.text || "Nothing found.");
+  const says = make("p", { class: "answer" }, answer.answer || "Nothing found.");
   for (const passage of cited) {
     const number = answer.evidence.indexOf(passage) + 1;
     says.append(make("button", {
@@ -61,14 +59,14 @@ function fill(article, book, answer) {
     article.append(says, make("p", { class: "quiet sureness" }, sureness(answer)));
   } else {
     article.append(make("p", { class: "answer none" }, "The book does not seem to tell."));
-    if (answer.text) {
+    if (answer.answer) {
       says.className = "nearest";
       says.prepend("The nearest it comes: ");
       article.append(says);
     }
   }
   article.append(map.node, passages(book, answer, answered, turnTo));
-  say(`${answer.told ? answer.text : `The book does not seem to tell. The nearest it comes: ${answer.text}`}. ${answer.told ? sureness(answer) : ""} ${answer.evidence.length} passages.`);
+  say(`${answer.told ? answer.answer : `The book does not seem to tell. The nearest it comes: ${answer.answer}`}. ${answer.told ? sureness(answer) : ""} ${answer.evidence.length} passages.`);
   const best = cited[0] ?? answer.evidence[0];
   if (best && WIDE.matches) turnTo(best, answer.evidence.indexOf(best) + 1, false);
   return map;

@@ -4,7 +4,7 @@ export const count = (n) => n.toLocaleString("en");
 
 /** How sure an answer is. Confidences of copied answers are calibrated: so many in ten such answers are right. */
 export function sureness(answer) {
-  if (!answer.text) return "";
+  if (!answer.answer) return "";
   if (answer.start === null) return "Put together by the model, not copied from the book. Look at the passages before you rely on it.";
   const tenths = Math.round(answer.confidence * 10);
   const share = tenths < 1 ? "fewer than 1 in 10 such answers are" : tenths > 9 ? "more than 9 in 10 such answers are" : `about ${tenths} in 10 such answers are`;
