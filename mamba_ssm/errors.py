@@ -25,6 +25,10 @@ class QuestionError(MambaESIError):
     """A question, or a file of them, cannot be asked."""
 
 
+class ServerError(MambaESIError):
+    """The server cannot start: a package is missing, or its address is taken."""
+
+
 class LeftOutError(MambaESIError, ModuleNotFoundError):
     """A part of the original mamba_ssm that this package lacks. Its modules raise it instead of being imported."""
 

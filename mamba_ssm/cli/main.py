@@ -15,6 +15,7 @@ from mamba_ssm.cli.ask import ask
 from mamba_ssm.cli.convert import convert
 from mamba_ssm.cli.doctor import doctor
 from mamba_ssm.cli.read import read
+from mamba_ssm.cli.serve import serve
 from mamba_ssm.cli.text import text
 from mamba_ssm.cli.train import app as train
 from mamba_ssm.errors import MambaESIError
@@ -67,7 +68,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-for command in (ask, read, text, convert, doctor):
+for command in (ask, read, text, serve, convert, doctor):
     app.command()(command)
 app.add_typer(train, name="train")
 

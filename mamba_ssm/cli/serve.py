@@ -1,0 +1,58 @@
+"""``mamba-esi serve``: answer over HTTP."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption
+from mamba_ssm.errors import ServerError
+
+PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic")
+
+
+def serve(
+    book: Annotated[
+        str | None,
+        typer.Argument(metavar="[BOOK]", help="What chat completions answer questions about: a book, as for `ask`."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    model: ModelOption = None,
+    esi: EsiOption = None,
+    device: DeviceOption = Device.auto,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="MAMBA_ESI_API_KEY",
+            help="What clients must send; best in the environment.",
+        ),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, max=1024, help="Texts that are generated together.")] = 64,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 256,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300,
+) -> None:
+    """Serve the model, and perhaps a BOOK, with OpenAI's HTTP interface."""
+    try:
+        from mamba_ssm.server.run import serve as run
+        from mamba_ssm.server.settings import Settings
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in PACKAGES:
+            raise
+        raise ServerError(f'serving needs {error.name}: pip install "mamba-esi[serve]"') from error
+    if api_key is not None and not api_key.strip():
+        raise typer.BadParameter("the key is empty", param_hint="--api-key")
+    from mamba_ssm.book import Engine, load_book, read
+
+    engine = Engine.load(model, device.value, esi)
+    settings = Settings(host=host, api_key=api_key, slots=slots, waiting=waiting, timeout=timeout)
+    with ExitStack() as stack:
+        opened = None
+        if book is not None:
+            # Read once, not for each question.
+            opened = stack.enter_context((load_book if book.lower().endswith(".esi") else read)(book, engine))
+        run(engine, opened, settings, port)

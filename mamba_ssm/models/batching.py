@@ -1,0 +1,187 @@
+"""Continuous batching: texts that are decoded together, a token each a step, and come and go between steps.
+
+Scheduling by iterations is Orca's (Yu et al. 2022, section 3.1). A newcomer's prompt is read by itself, in parts,
+between the steps of the others; its state then takes a row of the batch. A Mamba's state has a fixed size, so a row is
+all that a text needs, however long it gets. Rows in use are kept side by side: the last one moves where one leaves.
+
+Shapes: B rows in use, L length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamba_ssm.utils.generation import InferenceParams, sample, update_graph_cache
+
+ENDLESS = 2**62  # tokens: a state does not grow with the text
+PROMPT_TOKENS = 512  # of prompts, read between two steps at most: more of them, and the other texts would wait long
+COLDEST = 1e-5  # a temperature below is taken for 0, for logits that are divided by it overflow
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a text goes on.
+
+    ``temperature`` 0 takes the likeliest token. ``end``: a token that ends the text. ``top_logprobs``: report for each
+    token its log-probability, and those of so many of the likeliest; None for neither.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    end: int | None = None
+    top_logprobs: int | None = None
+
+
+class Token(NamedTuple):
+    """A token of a text. ``finish`` says why it is the last one: "stop", being the end itself, or "length"."""
+
+    id: int
+    finish: Literal["stop", "length"] | None
+    logprob: float | None
+    likeliest: list[tuple[int, float]]
+
+
+class Continuation:
+    """A text to go on from: the prompt's tokens, at least one, and how."""
+
+    def __init__(self, prompt: list[int], sampling: Sampling) -> None:
+        if not prompt:
+            raise ValueError("the prompt is empty: give at least one token, such as the end-of-sequence token")
+        self.prompt, self.sampling = prompt, sampling
+        self.said = 0
+        self.last = 0
+        self.greedy = sampling.temperature < COLDEST
+        self.generator: torch.Generator | None = None
+        self.params = InferenceParams(ENDLESS, 1)
+
+    def note(self, token: int, logprob: float | None, likeliest: list[tuple[int, float]]) -> Token:
+        """Count a token that was chosen."""
+        self.said, self.last = self.said + 1, token
+        finish: Literal["stop", "length"] | None = None
+        if token == self.sampling.end:
+            finish = "stop"
+        elif self.said >= self.sampling.max_tokens:
+            finish = "length"
+        return Token(token, finish, logprob, likeliest)
+
+
+class Batch:
+    """Up to ``slots`` texts of one model, each by its own settings, as if it were alone. For one thread."""
+
+    @torch.inference_mode()
+    def __init__(self, model: Any, slots: int) -> None:
+        self.model, self.slots = model, slots
+        self.device = model.lm_head.weight.device
+        self.rows: list[Continuation] = []  # row i of the states is that of rows[i]
+        self.joining: deque[Continuation] = deque()  # their prompts are not read yet
+        self.graph = None
+        if self.device.type == "cuda":
+            self.graph = update_graph_cache(model, None, slots, 1, ENDLESS)
+            self.params = self.graph.inference_params
+        else:
+            self.params = InferenceParams(ENDLESS, slots, seqlen_offset=1)
+            self.params.key_value_memory_dict = dict(model.allocate_inference_cache(slots, ENDLESS))
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.joining)
+
+    def add(self, text: Continuation) -> None:
+        """Let a text join. Raises ValueError where there is no slot for it."""
+        if len(self) >= self.slots:
+            raise ValueError(f"all {self.slots} slots are taken: wait until a text leaves")
+        text.generator = torch.Generator(self.device)
+        if text.sampling.seed is None:
+            text.generator.seed()
+        else:
+            text.generator.manual_seed(text.sampling.seed)
+        self.joining.append(text)
+
+    def remove(self, text: Continuation) -> None:
+        """Free the slot of a text."""
+        if text in self.joining:
+            self.joining.remove(text)
+            return
+        row, last = self.rows.index(text), len(self.rows) - 1
+        self._set_state(row, {layer: (c[last], s[last]) for layer, (c, s) in self._states().items()})
+        self.rows[row] = self.rows[last]
+        self.rows.pop()
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Continuation, Token]]:
+        """A token for each text whose prompt is read. Those that end with it have left."""
+        made = self._decode() if self.rows else []
+        made += self._read_prompts()
+        for text, token in made:
+            if token.finish is not None:
+                self.remove(text)
+        return made
+
+    def _decode(self) -> list[tuple[Continuation, Token]]:
+        ids = [[text.last] for text in self.rows]
+        if self.graph is None:
+            tokens = torch.tensor(ids, device=self.device)
+            logits = self.model(tokens, inference_params=self.params, num_last_tokens=1).logits
+        else:
+            # All slots, always: so one graph is enough, and the product's kernel does not depend on who else is there.
+            tokens = torch.tensor(ids + [[0]] * (self.slots - len(ids)), device=self.device)
+            logits = self.graph.run(tokens)[: len(ids)]
+        return self._choose(self.rows, logits[:, -1])
+
+    def _read_prompts(self) -> list[tuple[Continuation, Token]]:
+        """Read parts of the prompts of those who join, the first one's first."""
+        made: list[tuple[Continuation, Token]] = []
+        budget = PROMPT_TOKENS
+        while self.joining and budget > 0:
+            text = self.joining[0]
+            # Cut at the same places whoever else is there, for the sake of the last bit.
+            part = text.prompt[text.params.seqlen_offset :][:PROMPT_TOKENS]
+            ids = torch.tensor([part], device=self.device)
+            logits = self.model(ids, inference_params=text.params, num_last_tokens=1).logits
+            text.params.seqlen_offset += len(part)
+            budget -= len(part)
+            if text.params.seqlen_offset < len(text.prompt):
+                continue
+            self.joining.popleft()
+            states = text.params.key_value_memory_dict
+            self._set_state(len(self.rows), {layer: (c[0], s[0]) for layer, (c, s) in states.items()})
+            text.params.reset(ENDLESS, 1)
+            text.params.key_value_memory_dict = {}
+            self.rows.append(text)
+            made += self._choose([text], logits[:, -1])
+        return made
+
+    def _states(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return self.params.key_value_memory_dict
+
+    @torch.inference_mode()
+    def _set_state(self, row: int, state: dict[int, tuple[Tensor, Tensor]]) -> None:
+        for layer, kept in self._states().items():
+            for part, new in zip(kept, state[layer], strict=True):
+                part[row].copy_(new)
+
+    def _choose(self, rows: list[Continuation], logits: Tensor) -> list[tuple[Continuation, Token]]:
+        """Tokens for rows from logits (B, V)."""
+        logits = logits[:, : self.model.config.vocab_size].float()
+        best = logits.argmax(-1).tolist()
+        made = []
+        for i, text in enumerate(rows):
+            how, token = text.sampling, best[i]
+            if not text.greedy:
+                top_p = max(how.top_p, COLDEST)  # 0 is no limit to `sample`
+                row = logits[i : i + 1]
+                token = int(sample(row, 0, top_p, temperature=how.temperature, generator=text.generator))
+            logprob, likeliest = None, []
+            if how.top_logprobs is not None:
+                logprobs = logits[i].log_softmax(-1)
+                logprob = float(logprobs[token])
+                values, ids = logprobs.topk(how.top_logprobs)
+                likeliest = list(zip(ids.tolist(), values.tolist(), strict=True))
+            made.append((text, text.note(token, logprob, likeliest)))
+        return made

@@ -1,0 +1,57 @@
+"""The application: routes, guard and errors put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from mamba_ssm import __version__
+from mamba_ssm.book import Engine
+from mamba_ssm.server import chat, completions, health, models, problems
+from mamba_ssm.server.guard import Guard
+from mamba_ssm.server.service import Asked, Service
+from mamba_ssm.server.settings import Settings
+
+SUMMARY = "A Mamba language model, and the book that it was given, behind OpenAI's endpoints."
+
+
+def create_app(engine: Engine, book: Asked | None = None, settings: Settings | None = None) -> FastAPI:
+    """The server of one model; with a book, chat completions answer questions about it."""
+    service = Service(engine, book, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        try:
+            yield
+        finally:
+            await service.worker.close()
+
+    # No pages of documentation: they load their scripts from elsewhere.
+    app = FastAPI(
+        title="mamba-esi", version=__version__, summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.service = service
+    problems.install(app)
+    for router in (health.router, models.router, completions.router, chat.router):
+        app.include_router(router)
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    describe(app)
+    return app
+
+
+def describe(app: FastAPI) -> None:
+    """Leave out of the OpenAPI description the status that FastAPI adds, and this server does not answer with."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = make()
+        for path in description["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]

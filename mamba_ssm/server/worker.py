@@ -1,0 +1,211 @@
+"""The one thread that runs the model, between an event loop and a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from mamba_ssm.models.batching import Batch, Continuation, Sampling, Token
+
+T = TypeVar("T")
+log = logging.getLogger("mamba_esi.server")
+
+
+class Busy(Exception):
+    """As many requests wait as may wait."""
+
+
+class Closed(Exception):
+    """The server is going down."""
+
+
+class _Text(Continuation):
+    """One of a stream's texts."""
+
+    def __init__(self, prompt: list[int], sampling: Sampling, stream: Stream, index: int) -> None:
+        super().__init__(prompt, sampling)
+        self.stream, self.index, self.cancelled = stream, index, False
+
+
+class Stream:
+    """The tokens of some texts as they come, as (index of the text, token); ends when all of them have ended.
+
+    Iterating raises TimeoutError when the time is up, Closed when the server goes down, and whatever the model raised.
+    """
+
+    def __init__(self, worker: Worker, prompts: Sequence[tuple[list[int], Sampling]], timeout: float) -> None:
+        self.texts = [_Text(*prompt, self, index) for index, prompt in enumerate(prompts)]
+        self._worker = worker
+        self._open = len(self.texts)
+        self._made: asyncio.Queue[tuple[int, Token] | BaseException] = asyncio.Queue()
+        self._timer = asyncio.get_running_loop().call_later(timeout, self.put, TimeoutError())
+
+    def put(self, made: tuple[int, Token] | BaseException) -> None:
+        self._made.put_nowait(made)
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> tuple[int, Token]:
+        while self._open:
+            made = await self._made.get()
+            if isinstance(made, BaseException):
+                self.cancel()
+                raise made
+            index, token = made
+            if self.texts[index].cancelled:
+                continue
+            if token.finish is not None:
+                self._open -= 1
+            return index, token
+        self.cancel()
+        raise StopAsyncIteration
+
+    def end(self, index: int) -> None:
+        """No more tokens of this text are wanted: its slot is freed."""
+        if not self.texts[index].cancelled:
+            self.texts[index].cancelled = True
+            self._open -= 1
+            self._worker.wake()
+
+    def cancel(self) -> None:
+        """No more tokens are wanted."""
+        self._timer.cancel()
+        self._open = 0
+        for text in self.texts:
+            text.cancelled = True
+        self._worker.wake()
+
+
+class Worker:
+    """Runs a batch step by step in its own thread, and whatever else needs the model in between.
+
+    start() in a running event loop, whose thread all other methods are for.
+    """
+
+    def __init__(self, new_batch: Callable[[], Batch], waiting: int) -> None:
+        self._new_batch, self.limit = new_batch, waiting
+        self._changed = threading.Condition()
+        self._waiting: deque[_Text] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.decoding = 0  # texts in the batch
+        self.steps = 0
+
+    @property
+    def waiting(self) -> int:
+        """Texts and other work that wait for the model."""
+        return len(self._waiting) + len(self._jobs)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Stop after the step that is being made; what is not done raises Closed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def submit(self, prompts: Sequence[tuple[list[int], Sampling]], timeout: float) -> Stream:
+        """Have texts continued, as soon as there are slots. Raises Busy."""
+        self._check_room(len(prompts))
+        stream = Stream(self, prompts, timeout)
+        with self._changed:
+            self._waiting += stream.texts
+            self._changed.notify()
+        return stream
+
+    async def run(self, work: Callable[[], T], timeout: float) -> T:
+        """Run something else that needs the model, between two steps. Raises Busy, TimeoutError, and what it raises."""
+        self._check_room(1)
+        future: asyncio.Future[T] = self._loop.create_future()
+        with self._changed:
+            self._jobs.append((work, future))
+            self._changed.notify()
+        try:
+            return await asyncio.wait_for(future, timeout)
+        except asyncio.TimeoutError:
+            raise TimeoutError from None  # another class before Python 3.11
+
+    def _check_room(self, more: int) -> None:
+        if self._closed:
+            raise Closed
+        if self.waiting + more > self.limit:
+            raise Busy
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _run(self) -> None:
+        batch = self._new_batch()
+        while True:
+            with self._changed:
+                while not (self._closed or self._jobs or self._waiting or len(batch)):
+                    self._changed.wait()
+                if self._closed:
+                    left = [*_texts(batch), *self._waiting]
+                    futures = [future for _, future in self._jobs]
+                    break
+                for text in _texts(batch):
+                    if text.cancelled:
+                        batch.remove(text)
+                while self._waiting and len(batch) < batch.slots:
+                    text = self._waiting.popleft()
+                    if not text.cancelled:
+                        batch.add(text)
+                job = self._jobs.popleft() if self._jobs else None
+            if job is not None:
+                self._do(*job)
+            try:
+                made = batch.step() if len(batch) else []
+            except Exception as error:
+                log.exception("a step of the model failed")
+                self._loop.call_soon_threadsafe(_fail, _texts(batch), error)
+                batch, made = self._new_batch(), []
+            self.decoding, self.steps = len(batch), self.steps + bool(made)
+            if made:
+                self._loop.call_soon_threadsafe(_deliver, made)
+        self._loop.call_soon_threadsafe(_fail, left, Closed())
+        for future in futures:
+            self._loop.call_soon_threadsafe(_resolve, future, None, Closed())
+
+    def _do(self, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            return
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001  whoever waits for it raises it
+            failure = error
+        self._loop.call_soon_threadsafe(_resolve, future, result, failure)
+
+
+def _texts(batch: Batch) -> list[Any]:
+    return [*batch.rows, *batch.joining]
+
+
+def _deliver(made: list[tuple[Any, Token]]) -> None:
+    for text, token in made:
+        text.stream.put((text.index, token))
+
+
+def _fail(texts: list[_Text], error: Exception) -> None:
+    for stream in {text.stream for text in texts}:
+        stream.put(error)
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, failure: Exception | None) -> None:
+    if future.done():
+        return  # nobody waits any more
+    if failure is None:
+        future.set_result(result)
+    else:
+        future.set_exception(failure)
