@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
+import python_multipart  # noqa: F401  FastAPI needs it to take files, and says less clearly that it is missing
 from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
 
 from mamba_ssm.book import Shelf, ShelfBook
