@@ -112,14 +112,11 @@ async function text() {
 export function leaf(text, offset, passage, answer) {
   const node = make("div");
   const edges = [passage, answer].flatMap((range) => (range ? [range.start - offset, range.end - offset] : []));
-  let fenced = false;
-  for (const match of text.matchAll(/(?:[^\n]|\n(?![ \t]*\n))+/g)) {
+  const paragraphs = [...text.matchAll(/(?:[^\n]|\n(?![ \t]*\n))+/g)].filter((match) => match[0].trim());
+  const code = inFences(paragraphs.map((match) => match[0]));
+  for (const [index, match] of paragraphs.entries()) {
     const paragraph = match[0];
-    if (!paragraph.trim()) continue;
-    const fence = paragraph.match(/^[ \t]*(?:```|~~~)/gm)?.length ?? 0;
-    const kind = fenced || fence ? "code" : kindOf(paragraph);
-    if (fence % 2) fenced = !fenced;
-    const p = make("p", { class: kind });
+    const p = make("p", { class: code[index] ? "code" : kindOf(paragraph) });
     const cuts = edges.map((edge) => edge - match.index).filter((edge) => 0 < edge && edge < paragraph.length);
     cuts.push(0, paragraph.length);
     cuts.sort((a, b) => a - b);
@@ -135,6 +132,19 @@ export function leaf(text, offset, passage, answer) {
     node.append(p);
   }
   return node;
+}
+
+/** Which paragraphs are fenced code. The text may begin inside a fence: then its long lines would be code. */
+function inFences(paragraphs) {
+  const fences = paragraphs.map((paragraph) => paragraph.match(/^[ \t]*(?:```|~~~)/gm)?.length ?? 0);
+  const from = (inside) => fences.map((count) => {
+    const code = inside || count > 0;
+    if (count % 2) inside = !inside;
+    return code;
+  });
+  const prose = (code) => paragraphs.filter((paragraph, index) => code[index] && /[^\n]{120}|^# .*$/.test(paragraph)).join("").length;
+  const [outside, inside] = [from(false), from(true)];
+  return fences.some(Boolean) && prose(inside) < prose(outside) ? inside : outside;
 }
 
 function kindOf(paragraph) {

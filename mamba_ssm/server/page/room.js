@@ -1,8 +1,8 @@
 // The room: a shelf, a desk to ask at, a lectern where the book lies open.
 
-import { file } from "./api.js";
-import { at, complain } from "./dom.js";
-import { close } from "./lectern.js";
+import { file, get } from "./api.js";
+import { at, complain, make } from "./dom.js";
+import { close, open } from "./lectern.js";
 import { Shelf } from "./shelf.js";
 import { ask } from "./turns.js";
 import { count } from "./words.js";
@@ -23,8 +23,21 @@ function show(book) {
   const { node, said } = conversations.get(book.id);
   at("turns").replaceChildren(node);
   at("export").hidden = said.length === 0;
+  at("contents").open = said.length === 0;
+  contents(book).catch(complain);
   document.title = `${book.title} · Reading room`;
   at("question").focus();
+}
+
+async function contents(book) {
+  at("contents").hidden = true;
+  const sections = (await get(`v1/books/${encodeURIComponent(book.id)}/sections`)).data;
+  if (current !== book) return;
+  at("contents").hidden = sections.length < 2;
+  at("sections").replaceChildren(...sections.map((section) => make("li", {}, make("button", {
+    type: "button",
+    onclick: (event) => open(book, { start: section.start, end: section.start, page: section.page, section: section.title }, { from: event.currentTarget }),
+  }, make("span", {}, section.title), make("span", { class: "quiet" }, section.page === null ? "" : String(section.page))))));
 }
 
 at("ask").addEventListener("submit", async (event) => {
@@ -36,6 +49,7 @@ at("ask").addEventListener("submit", async (event) => {
   const book = current;
   at("question").value = "";
   button.disabled = true;
+  at("contents").open = false;
   try {
     const answer = await ask(book, question, node);
     said.push({

@@ -105,7 +105,7 @@ export function strip(book, evidence, cited, open) {
       for (const window of windows) {
         const warmth = Math.max(window.score - low, 0) / range;
         if (warmth > 0.02) {
-          picture.append(draw("rect", { x: window.start, y: 0, width: window.end - window.start, height: 1, "fill-opacity": (warmth ** 1.6).toFixed(3) }));
+          picture.append(draw("rect", { x: window.start, y: 0, width: window.end - window.start, height: 1, "fill-opacity": (warmth ** 1.3).toFixed(3) }));
         }
       }
     },
