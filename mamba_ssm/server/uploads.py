@@ -48,7 +48,7 @@ class Upload:
 class _Reading:
     """How far the reading of a file is."""
 
-    started: float | None = None
+    seconds: float = 0.0
     progress: Progress = field(default_factory=lambda: Progress(0, 0, None))
     failure: str | None = None
 
@@ -136,7 +136,6 @@ class Uploads:
         reading, book = self._readings.get(number, _Reading(failure=BROKEN_OFF)), self._book(number)
         details = None if book else reading.failure
         done, stat = reading.progress, path.stat()
-        elapsed = 0.0 if reading.started is None else time.monotonic() - reading.started
         return Upload(
             PREFIX + number,
             path,
@@ -146,7 +145,7 @@ class Uploads:
             details,
             book,
             done.tokens,
-            done.tokens / elapsed if elapsed else 0.0,
+            done.tokens / reading.seconds if reading.seconds else 0.0,
             done.bytes / done.total if done.total else None,
         )
 
@@ -154,9 +153,9 @@ class Uploads:
         def report(progress: Progress) -> None:
             if self._closing.is_set():
                 raise _Stopped
-            reading.progress = progress
+            reading.progress, reading.seconds = progress, time.monotonic() - started
 
-        reading.started = time.monotonic()
+        started = time.monotonic()
         try:
             self.shelf.add(path, report)
         except _Stopped:
