@@ -4,9 +4,13 @@ import { at } from "./dom.js";
 
 let key = sessionStorage.getItem("key");
 
+/** All requests that were refused wait for one dialog. */
 async function askForKey() {
   const dialog = at("key-dialog");
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    at("key").value = "";
+    dialog.showModal();
+  }
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   key = at("key").value;
   sessionStorage.setItem("key", key);

@@ -100,7 +100,8 @@ export function strip(book, evidence, cited, open) {
       picture.setAttribute("viewBox", `0 0 ${characters} 1`);
       picture.replaceChildren();
       const scores = windows.map((window) => window.score).sort((a, b) => a - b);
-      const low = scores[Math.floor(scores.length / 2)]; // half of a book has nothing to do with a question
+      // Half of a book has nothing to do with a question; of a few windows each may.
+      const low = scores.length < 8 ? scores[0] - 1 : scores[Math.floor(scores.length / 2)];
       const range = scores[scores.length - 1] - low || 1;
       for (const window of windows) {
         const warmth = Math.max(window.score - low, 0) / range;
