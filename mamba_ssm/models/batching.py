@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_ssm.utils.generation import InferenceParams, sample, update_graph_cache
+from mamba_ssm.utils.generation import InferenceParams, update_graph_cache
+from mamba_ssm.utils.sampling import draw
 
 ENDLESS = 2**62  # tokens: a state does not grow with the text
 PROMPT_TOKENS = 512  # of prompts, read between two steps at most: more of them, and the other texts would wait long
-COLDEST = 1e-5  # a temperature below is taken for 0, for logits that are divided by it overflow
+LEAST = 1e-5  # a temperature below is taken for 0, for logits that are divided by it overflow; and top_p is not lower
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,12 @@ class Continuation:
         self.prompt, self.sampling = prompt, sampling
         self.said = 0
         self.last = 0
-        self.greedy = sampling.temperature < COLDEST
-        self.generator: torch.Generator | None = None
+        self.greedy = sampling.temperature < LEAST
+        self.generator = torch.Generator()
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
         self.params = InferenceParams(ENDLESS, 1)
 
     def note(self, token: int, logprob: float | None, likeliest: list[tuple[int, float]]) -> Token:
@@ -96,11 +101,6 @@ class Batch:
         """Let a text join. Raises ValueError where there is no slot for it."""
         if len(self) >= self.slots:
             raise ValueError(f"all {self.slots} slots are taken: wait until a text leaves")
-        text.generator = torch.Generator(self.device)
-        if text.sampling.seed is None:
-            text.generator.seed()
-        else:
-            text.generator.manual_seed(text.sampling.seed)
         self.joining.append(text)
 
     def remove(self, text: Continuation) -> None:
@@ -126,13 +126,10 @@ class Batch:
     def _decode(self) -> list[tuple[Continuation, Token]]:
         ids = [[text.last] for text in self.rows]
         if self.graph is None:
-            tokens = torch.tensor(ids, device=self.device)
-            logits = self.model(tokens, inference_params=self.params, num_last_tokens=1).logits
-        else:
-            # All slots, always: so one graph is enough, and the product's kernel does not depend on who else is there.
-            tokens = torch.tensor(ids + [[0]] * (self.slots - len(ids)), device=self.device)
-            logits = self.graph.run(tokens)[: len(ids)]
-        return self._choose(self.rows, logits[:, -1])
+            return self._choose(self.rows, self.model.step(torch.tensor(ids, device=self.device), self.params))
+        # All slots, always: one graph is enough, and the choice of kernels does not depend on who else is there.
+        tokens = torch.tensor(ids + [[0]] * (self.slots - len(ids)), device=self.device)
+        return self._choose(self.rows, self.graph.run(tokens)[:, -1])
 
     def _read_prompts(self) -> list[tuple[Continuation, Token]]:
         """Read parts of the prompts of those who join, the first one's first."""
@@ -167,21 +164,29 @@ class Batch:
                 part[row].copy_(new)
 
     def _choose(self, rows: list[Continuation], logits: Tensor) -> list[tuple[Continuation, Token]]:
-        """Tokens for rows from logits (B, V)."""
+        """Tokens for rows from logits (B, V), of which the first ones are theirs."""
         logits = logits[:, : self.model.config.vocab_size].float()
-        best = logits.argmax(-1).tolist()
+        tokens = logits.argmax(-1).tolist()
+        if not all(text.greedy for text in rows):
+            drawn = self._draw(rows, logits)
+            tokens = [token if text.greedy else other for text, token, other in zip(rows, tokens, drawn, strict=False)]
         made = []
         for i, text in enumerate(rows):
-            how, token = text.sampling, best[i]
-            if not text.greedy:
-                top_p = max(how.top_p, COLDEST)  # 0 is no limit to `sample`
-                row = logits[i : i + 1]
-                token = int(sample(row, 0, top_p, temperature=how.temperature, generator=text.generator))
+            top = text.sampling.top_logprobs
             logprob, likeliest = None, []
-            if how.top_logprobs is not None:
+            if top is not None:
                 logprobs = logits[i].log_softmax(-1)
-                logprob = float(logprobs[token])
-                values, ids = logprobs.topk(how.top_logprobs)
+                logprob = float(logprobs[tokens[i]])
+                values, ids = logprobs.topk(top)
                 likeliest = list(zip(ids.tolist(), values.tolist(), strict=True))
-            made.append((text, text.note(token, logprob, likeliest)))
+            made.append((text, text.note(tokens[i], logprob, likeliest)))
         return made
+
+    def _draw(self, rows: list[Continuation], logits: Tensor) -> list[int]:
+        """A token for each row of logits (B, V) by the settings of the first ones, for the greedy ones any."""
+        settings = torch.tensor([[1.0, 1.0, 0.0]]).repeat(len(logits), 1)
+        for i, text in enumerate(rows):
+            if not text.greedy:
+                how, uniform = text.sampling, float(torch.rand((), generator=text.generator))
+                settings[i] = torch.tensor([how.temperature, max(how.top_p, LEAST), uniform])
+        return draw(logits, *settings.to(self.device).unbind(1)).tolist()

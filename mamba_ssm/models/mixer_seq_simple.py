@@ -351,14 +351,22 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         hidden_states, states = made if return_states else (made, None)
         return CausalLMOutput(self._logits(hidden_states), hits, states)
 
-    def _logits(self, hidden_states: Tensor) -> Tensor:
-        """(B, L, d_model) -> (B, L, V)."""
+    def step(self, input_ids: Tensor, inference_params: InferenceParams) -> Tensor:
+        """One more token for each row of a cache: input_ids (B, 1) -> logits (B, V), without gradients.
+
+        As forward() does it, but on a CPU a row of the result is the same to the last bit whatever B is.
+        """
+        return self._logits(self.backbone(input_ids, inference_params), by_rows=True)[:, -1]
+
+    def _logits(self, hidden_states: Tensor, by_rows: bool = False) -> Tensor:
+        """(B, L, d_model) -> (B, L, V). by_rows: in a way that does not depend on their number, where there is one."""
         head: Any = self.lm_head
         rows = hidden_states.numel() // hidden_states.shape[-1]
         here = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         plain = type(head) in (nn.Linear, Int8Linear) and not is_hooked(head)
-        # For more rows, PyTorch's product is as fast, or faster.
-        if here and plain and rows == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # For many rows, PyTorch's product is faster.
+        wanted = rows == 1 or by_rows
+        if here and plain and wanted and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             logits = linear(hidden_states.flatten(0, 1), head.weight, getattr(head, "scale", None))
             return logits.unflatten(0, hidden_states.shape[:2])
         return head(hidden_states)

@@ -18,7 +18,8 @@ from mamba_ssm.server.sse import EventStream
 from mamba_ssm.text.tokenizer import Tokenizer
 
 router = APIRouter(prefix="/v1")
-STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 ERRORS = described(400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 

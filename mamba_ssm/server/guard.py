@@ -76,8 +76,8 @@ def refuse(path: str, headers: Headers, settings: Settings) -> Problem | None:
         return Problem(403, "requests from pages of another origin are refused", code="wrong_origin")
     if settings.api_key is not None and path not in OPEN and not path.startswith(PAGE):
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Bytes, for compare_digest takes no other characters than ASCII in a str.
-        right = hmac.compare_digest(key.strip().encode(), settings.api_key.encode())
+        # Bytes as they came: compare_digest takes no other characters than ASCII in a str.
+        right = hmac.compare_digest(key.strip().encode("latin-1"), settings.api_key.encode())
         if scheme.lower() != "bearer" or not right:
             challenge = {"WWW-Authenticate": "Bearer"}
             detail = "the API key is missing or wrong: send it as Authorization: Bearer KEY"

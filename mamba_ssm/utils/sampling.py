@@ -68,3 +68,19 @@ def sample(
     modify_logits_for_top_p_filtering(logits, top_p)
     modify_logits_for_min_p_filtering(logits, min_p)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
+
+
+def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens (B,) from logits (B, V), each row by its own temperature, top_p and number in [0, 1), all (B,).
+
+    By inversion of the distribution function, so a row's token depends on that row alone. top_p 1 does not limit.
+    """
+    logits = logits.float() / temperature.unsqueeze(1)
+    for row, limit in enumerate(top_p.tolist()):
+        if limit < 1:
+            modify_logits_for_top_p_filtering(logits[row : row + 1], limit)
+    mass = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = mass[:, -1:]
+    # The product may round up to the total. right: the first token above it, so never one that has no mass.
+    at = (uniform.unsqueeze(1) * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(mass, at, right=True).squeeze(1)

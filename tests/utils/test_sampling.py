@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamba_ssm.utils.sampling import modify_logit_for_repetition_penalty, sample
+from mamba_ssm.utils.sampling import draw, modify_logit_for_repetition_penalty, sample
 
 PROBABILITIES = torch.tensor([[0.05, 0.4, 0.2, 0.3, 0.05]])
 
@@ -67,3 +67,23 @@ def test_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones
 def test_nonsense_is_refused(limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
         sample(PROBABILITIES, **{"top_k": 0} | limits)
+
+
+def test_draw_inverts_the_distribution_function():
+    """Against sums of the probabilities, in order: 0.05, 0.45, 0.65, 0.95, 1."""
+    uniform = torch.tensor([0.0, 0.049, 0.051, 0.449, 0.451, 0.649, 0.651, 0.949, 0.951, 1 - 2**-24])
+    ones = torch.ones(len(uniform))
+    logits = PROBABILITIES.log().expand(len(uniform), 5)
+    assert draw(logits, ones, ones, uniform).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_draw_takes_the_settings_of_each_row():
+    """Of the second row only the two likeliest tokens are left, the third is cold, the last token has no mass."""
+    logits = torch.cat([PROBABILITIES.log(), torch.tensor([[-torch.inf]])], dim=1).expand(4, 6)
+    temperature = torch.tensor([1.0, 1.0, 1e-3, 1.0])
+    top_p = torch.tensor([1.0, 0.65, 1.0, 1e-5])
+    kept = [set() for _ in range(4)]
+    for uniform in torch.linspace(0, 1 - 2**-24, 101):
+        for row, token in enumerate(draw(logits, temperature, top_p, uniform.expand(4)).tolist()):
+            kept[row].add(token)
+    assert kept == [{0, 1, 2, 3, 4}, {1, 3}, {1}, {1}]

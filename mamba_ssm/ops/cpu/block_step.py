@@ -175,10 +175,10 @@ def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, share
             load_more(v, q.norm_bias, M, q.norm_bias_kind)
 
     for part in range(2):  # x, and z
+        begin, end = part * D + first, part * D + last
+        multiply(q.in_proj, q.in_proj_kind, M, begin, end, p.batch, S, M, shared, row)
         for b in range(p.batch):
             to = shared[b * row : (b + 1) * row]
-            begin, end = part * D + first, part * D + last
-            multiply(q.in_proj, q.in_proj_kind, M, begin, end, S[b * M : (b + 1) * M], to)
             if q.in_scale != 0:
                 scale_rows(to, q.in_scale, begin, end, q.in_scale_kind, S[more:])
             if q.in_bias != 0:
@@ -202,18 +202,16 @@ def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, share
     wait_for_all(p)
 
     selected = R + 2 * N
-    for b in range(p.batch):
-        x = shared[b * row : b * row + D]
-        to = shared[b * row + 4 * D : (b + 1) * row]
-        multiply(q.x_proj, q.x_proj_kind, D, selected * me // all_threads, selected * (me + 1) // all_threads, x, to)
+    begin, end = selected * me // all_threads, selected * (me + 1) // all_threads
+    multiply(q.x_proj, q.x_proj_kind, D, begin, end, p.batch, shared, row, shared[4 * D :], row)
     wait_for_all(p)
 
+    multiply(q.dt_proj, q.dt_proj_kind, R, first, last, p.batch, shared[4 * D :], row, shared[3 * D :], row)
     for b in range(p.batch):
         x, z = shared[b * row + first :][:own], shared[b * row + D + first :][:own]
         y, dt = shared[b * row + 2 * D + first :][:own], shared[b * row + 3 * D + first :][:own]
         chosen = shared[b * row + 4 * D : b * row + 4 * D + selected]
         B, C = chosen[R : R + N], chosen[R + N :]
-        multiply(q.dt_proj, q.dt_proj_kind, R, first, last, chosen, shared[b * row + 3 * D : b * row + 4 * D])
         if q.dt_bias != 0:
             load_more(dt, q.dt_bias + first * size_of(q.dt_bias_kind), own, q.dt_bias_kind)
         for c in range(own):
@@ -240,9 +238,9 @@ def block(p: Any, q: Any, hidden: Any, residual: Any, stream: Any, S: Any, share
     wait_for_all(p)
 
     begin, end = M * me // all_threads, M * (me + 1) // all_threads
+    multiply(q.out_proj, q.out_proj_kind, D, begin, end, p.batch, shared[2 * D :], row, S, M)
     for b in range(p.batch):
-        y, out = shared[b * row + 2 * D : b * row + 3 * D], S[b * M : (b + 1) * M]
-        multiply(q.out_proj, q.out_proj_kind, D, begin, end, y, out)
+        out = S[b * M : (b + 1) * M]
         if q.out_scale != 0:
             scale_rows(out, q.out_scale, begin, end, q.out_scale_kind, S[more:])
         if q.out_bias != 0:

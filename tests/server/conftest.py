@@ -1,0 +1,31 @@
+"""Servers of a tiny model, that many tests share."""
+
+import pytest
+from serving import serving
+
+from mamba_ssm.book import Engine, read
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_model):
+    return Engine.load(tiny_model, "cpu")
+
+
+@pytest.fixture(scope="session")
+def book(engine, book_path):
+    with read(book_path, engine, progress=False) as book:
+        yield book
+
+
+@pytest.fixture(scope="session")
+def plain(engine):
+    """A server of the model alone."""
+    with serving(engine) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def with_book(engine, book):
+    """A server with a book."""
+    with serving(engine, book) as served:
+        yield served

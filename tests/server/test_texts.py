@@ -1,0 +1,48 @@
+"""Text that is shown as it comes is the text of all tokens, cut before the first stop string."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mamba_ssm.book.engine import DEFAULT_MODEL
+from mamba_ssm.server.texts import TextStream
+from mamba_ssm.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.from_folder(DEFAULT_MODEL)
+WRITING = st.text(st.sampled_from("ab \n🌱éß") | st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+def stream(ids, stops):
+    text = TextStream(TOKENIZER.decode, stops)
+    parts = []
+    for token in ids:
+        parts.append(text.push(token))
+        if text.stopped:
+            return parts
+    return [*parts, text.flush()]
+
+
+@given(WRITING, st.lists(st.text(st.sampled_from("ab \n🌱é"), min_size=1, max_size=4), max_size=3))
+def test_parts_are_the_whole_up_to_the_first_stop(text, stops):
+    parts = stream(TOKENIZER.encode(text).ids.tolist(), stops)
+    assert "".join(parts) == text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
+
+
+def test_a_character_of_several_tokens_comes_whole():
+    ids = TOKENIZER.encode("𒀱").ids.tolist()
+    assert len(ids) > 1
+    assert stream(ids, []) == [""] * (len(ids) - 1) + ["𒀱", ""]
+
+
+def test_nothing_is_shown_that_may_begin_a_stop_string():
+    text = TextStream(lambda ids: "".join(map(chr, ids)), ["xyz"])
+    assert [text.push(ord(c)) for c in "axyxy"] == ["a", "", "", "xy", ""]
+    assert text.flush() == "xy"
+
+
+@pytest.mark.parametrize("tail", ["x", "xy"])
+def test_bytes_that_never_become_a_character_are_shown_in_the_end(tail):
+    half = TOKENIZER.encode("𒀱").ids.tolist()[:-1]
+    text = "".join(stream([*half, *TOKENIZER.encode(tail).ids.tolist()], []))
+    assert text.endswith(tail)
+    assert "\ufffd" in text
