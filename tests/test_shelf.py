@@ -6,10 +6,14 @@ import os
 import random
 import re
 import sqlite3
+import subprocess
 import sys
 import threading
+import time
 
+import numpy as np
 import pytest
+import torch
 
 from mamba_ssm.book import Engine, Shelf, open_book, shelf_folder
 from mamba_ssm.errors import BookError, MambaESIError, QuestionError, ShelfError
@@ -49,6 +53,10 @@ def said(answer):
 
 def files(shelf):
     return sorted(file.name for file in (shelf.folder / "books").iterdir())
+
+
+def files_of(books):
+    return sorted(f"{book.file}{suffix}" for book in books for suffix in (".esi", ".safetensors"))
 
 
 def test_one_book_answers_as_it_does_alone(shelf, engine, texts):
@@ -262,6 +270,66 @@ def test_damaged_files_are_found_out(shelf, engine, texts, cut):
             again.ask(QUESTION)
 
 
+ADD = """
+import sys
+from mamba_ssm.book import Engine, Shelf
+engine = Engine.load(sys.argv[2])
+print("ready", flush=True)
+with Shelf.open(sys.argv[1], engine) as shelf:
+    for path in sys.argv[3:]:
+        shelf.add(path)
+        print("added", path, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise elsewhere")
+@pytest.mark.parametrize("times", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_killed_at_any_moment(tiny_model, engine, book_text, tmp_path, times):
+    """What the process said was added is there, whole; the one that it was at may be; and no other file is left."""
+    paths = [tmp_path / f"book{number}.md" for number in range(6)]
+    for number, path in enumerate(paths):
+        path.write_text(f"Book {number}. " + book_text, encoding="utf-8")
+    drawn = random.Random(0)
+    cut_short = 0
+    for attempt in range(times):
+        folder = tmp_path / f"shelf{attempt}"
+        command = [sys.executable, "-c", ADD, str(folder), tiny_model, *map(str, paths)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(drawn.uniform(0, 2.5))
+            process.kill()
+            added = [line.removeprefix("added ").rstrip("\n") for line in process.stdout]
+        with Shelf.open(folder, engine) as shelf:
+            books = shelf.books()
+            assert [book.path for book in books] in (list(map(str, paths[:n])) for n in (len(added), len(added) + 1))
+            assert files(shelf) == sorted(
+                f"{book.file}{suffix}" for book in books for suffix in (".esi", ".safetensors")
+            )
+            for number, book in enumerate(books):
+                assert shelf.text(book.id) == f"Book {number}. " + book_text
+            cut_short += len(books) < len(paths)
+            if attempt % 20 == 0:
+                assert len({shelf.add(path).id for path in paths}) == len(shelf.books()) == len(paths)
+                assert shelf.ask(QUESTION).text
+    assert cut_short
+
+
+def test_two_processes_add_at_once(tiny_model, engine, book_text, tmp_path):
+    paths = [tmp_path / f"book{number}.md" for number in range(3)]
+    for number, path in enumerate(paths):
+        path.write_text(f"Book {number}. " + book_text, encoding="utf-8")
+    orders = [paths, paths[::-1]]
+    commands = [[sys.executable, "-c", ADD, str(tmp_path / "shelf"), tiny_model, *map(str, order)] for order in orders]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    assert [process.wait(200) for process in processes] == [0, 0]
+    with Shelf.open(tmp_path / "shelf", engine) as shelf:
+        books = shelf.books()
+        assert sorted(book.path for book in books) == sorted(map(str, paths))
+        assert files(shelf) == files_of(books)
+        assert all(shelf.text(book.id, 0, 5) == "Book " for book in books)
+
+
 def test_files_of_no_book_are_swept_unless_someone_adds_one(shelf, engine, texts):
     book = shelf.add(texts[0])
     orphan = shelf.folder / "books" / "0123456789abcdef-0123.esi"
@@ -327,3 +395,71 @@ def test_heat_does_not_depend_on_the_number_of_stretches(shelf, texts):
 def test_heat_of_a_book_shorter_than_a_window(shelf, texts):
     (stretch,) = shelf.heat(shelf.add(texts[2]).id, QUESTION)
     assert (stretch.start, stretch.end) == (0, len("Pelicans dance under green moons."))
+
+
+@pytest.fixture
+def two_passes(monkeypatch):
+    """Search in two passes, however few the books."""
+    from mamba_ssm.book import index
+
+    monkeypatch.setattr(index, "EXACT_TOKENS", 0)
+    return index
+
+
+def found(answer):
+    """The passages by place, and the answer's own place; scores alone depend on the order of additions."""
+    passages = [(p.text, p.start, p.page, p.section, p.book) for p in answer.evidence]
+    return passages, answer.text, answer.start, answer.end, answer.book
+
+
+@pytest.mark.parametrize("question", [QUESTION, "Pelicans?", "Where did sailor number 7 plant sails? " * 5])
+def test_two_passes_find_what_one_finds(shelf, texts, question, monkeypatch):
+    from mamba_ssm.book import index
+
+    for path in texts:
+        shelf.add(path)
+    for books in (None, ["garden"], ["short"], ["sea", "short"]):
+        once = shelf.ask(question, books)
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "EXACT_TOKENS", 0)
+            twice = shelf.ask(question, books)
+        assert found(twice) == found(once)
+        assert [p.score for p in twice.evidence] == pytest.approx([p.score for p in once.evidence], abs=1e-3)
+
+
+def test_the_first_pass_is_exact_for_keys_that_depend_on_the_token_alone(plain_model, texts, tmp_path, monkeypatch):
+    from mamba_ssm.book import index
+
+    with Shelf.open(tmp_path / "plain", plain_model) as shelf:
+        for path in texts[:2]:
+            shelf.add(path)
+        once = shelf.ask(QUESTION, top_k=2, passages=4, max_new_tokens=1)
+        monkeypatch.setattr(index, "EXACT_TOKENS", 0)
+        monkeypatch.setattr(index, "CANDIDATES", 12)
+        assert found(shelf.ask(QUESTION, top_k=2, passages=4, max_new_tokens=1)) == found(once)
+
+
+def test_the_second_pass_has_the_books_own_keys(shelf, engine, texts):
+    from mamba_ssm.book.index import Index, MappedKeys
+
+    book = shelf.add(texts[0])
+    stem = shelf.folder / "books" / book.file
+    with shelf.open_book(book.id) as opened:
+        keys = torch.cat([keys.values(engine.device) for _, keys in opened._source.blocks()])
+    index = Index.load(stem.with_suffix(".safetensors"), book.tokens, engine.tokenizer.vocab_size)
+    halves = np.array([0, 1, 100, 191, 192, len(keys) // 32 - 1, len(keys) // 32])
+    with MappedKeys(stem.with_suffix(".esi"), index, len(keys), engine.width) as mapped:
+        own = mapped.halves(halves, 32).unflatten(0, (-1, 32))
+    for half, rows in zip(halves.tolist()[:-1], own, strict=False):
+        assert torch.equal(rows, keys[32 * half : 32 * half + 32])
+    assert not own[-1].any()
+
+
+@pytest.mark.parametrize("suffix", [".esi", ".safetensors"])
+@pytest.mark.parametrize("cut", [0, 100, 5000])
+def test_two_passes_find_damage_out(shelf, engine, texts, two_passes, suffix, cut):
+    shelf.add(texts[0])
+    (file,) = (shelf.folder / "books").glob(f"*{suffix}")
+    file.write_bytes(file.read_bytes()[:cut])
+    with Shelf.open(shelf.folder, engine) as again, pytest.raises(MambaESIError):
+        again.ask(QUESTION)

@@ -7,7 +7,7 @@ from mamba_ssm.book.find import Passage
 from mamba_ssm.book.heat import Stretch
 from mamba_ssm.book.library import Asked, Section, ShelfBook
 from mamba_ssm.book.progress import bar
-from mamba_ssm.book.shelf import Shelf, shelf_folder
+from mamba_ssm.book.shelf import Shelf, books_in, shelf_folder
 from mamba_ssm.book.source import BookInfo
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ShelfBook",
     "Stretch",
     "bar",
+    "books_in",
     "load_book",
     "open_book",
     "read",

@@ -11,20 +11,28 @@ from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
+from mamba_ssm.book import index
 from mamba_ssm.book.answers import Answer, Seconds, check, reply, windows_for
 from mamba_ssm.book.book import MAX_NEW_TOKENS, PASSAGES, Book
-from mamba_ssm.book.engine import Engine
-from mamba_ssm.book.find import Finder, Found
+from mamba_ssm.book.engine import Engine, half_windows
+from mamba_ssm.book.find import Finder, Found, Window
 from mamba_ssm.book.heat import Stretch, heat
+from mamba_ssm.book.index import Index, MappedKeys, token_keys
 from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
 from mamba_ssm.book.source import BookInfo, FileSource, Report, sha256_of
-from mamba_ssm.book.store import SUFFIX, StoredSource, is_saved, open_stored, write
+from mamba_ssm.book.store import SUFFIX as ESI
+from mamba_ssm.book.store import StoredSource, is_saved, open_stored, write
 from mamba_ssm.errors import BookError, ShelfError
 from mamba_ssm.esi.search import Query
 from mamba_ssm.text import read_pieces
+from mamba_ssm.text.books import SUFFIXES
 
 ENVIRONMENT = "MAMBA_ESI_SHELF"
 ID_DIGITS = 16
+INDEX = index.SUFFIX
 
 
 def shelf_folder() -> Path:
@@ -44,6 +52,7 @@ class Shelf:
 
     def __init__(self, library: Library, model: str | os.PathLike[str] | Engine | None, device: str) -> None:
         self._library, self._model, self._device = library, model, device
+        self._indexes: dict[str, Index] = {}
 
     @classmethod
     def open(
@@ -113,21 +122,24 @@ class Shelf:
     def _read(self, path: Path, name: str, report: Report | None) -> tuple[BookInfo, list[Section]]:
         """Read a book into files of that name, until they are on disk."""
         try:
-            with self._esi(name).open("xb") as file:
+            with self._file(name, ESI).open("xb") as file:
                 write(FileSource(path, self.engine), self.engine, file, report)
                 file.flush()
                 os.fsync(file.fileno())
+            with open_stored(self._file(name, ESI), self.engine) as source:
+                Index.of(source, self.engine.config.window).save(self._file(name, INDEX))
+                assert source.info is not None
+                return source.info, list(_sections(source))
         except OSError as error:
             raise ShelfError(f"{self.folder}: cannot be written ({error.strerror}); check its space") from error
-        with open_stored(self._esi(name), self.engine) as source:
-            assert source.info is not None
-            return source.info, list(_sections(source))
 
-    def _esi(self, name: str) -> Path:
-        return self._library.files / f"{name}{SUFFIX}"
+    def _file(self, name: str, suffix: str) -> Path:
+        return self._library.files / f"{name}{suffix}"
 
     def _unlink(self, name: str) -> None:
-        unlink(self._esi(name))
+        self._indexes.pop(name, None)
+        for suffix in (ESI, INDEX):
+            unlink(self._file(name, suffix))
 
     def books(self) -> list[ShelfBook]:
         """The books that were read to their end, in the order in which they were added."""
@@ -149,17 +161,37 @@ class Shelf:
         return Book(self._source(self.book(key)), self.engine)
 
     def _source(self, book: ShelfBook) -> StoredSource:
+        self._check(book)
+        return open_stored(self._file(book.file, ESI), self.engine)
+
+    def _check(self, book: ShelfBook) -> None:
         if book.fingerprint != self.engine.fingerprint:
             raise ShelfError(
                 f"{book.title}: read with another model than {self.engine.name!r}; add {book.path} again, or pass the "
                 "same --model and --esi"
             )
-        return open_stored(self._esi(book.file), self.engine)
+
+    def _index(self, book: ShelfBook) -> Index:
+        self._check(book)
+        index = self._indexes.get(book.file)
+        if index is None:
+            path, vocabulary = self._file(book.file, INDEX), self.engine.tokenizer.vocab_size
+            index = self._indexes[book.file] = Index.load(path, book.tokens, vocabulary)
+        return index
 
     def text(self, key: str, start: int = 0, end: int | None = None) -> str:
         """Characters start:end of a book's text."""
-        with self._source(self.book(key)) as source:
-            return "".join(_text(source, start, end))
+        book = self.book(key)
+        first = int(np.searchsorted(self._index(book).characters, start, side="right")) - 1
+        pieces = []
+        with self._source(book) as source:
+            for number in range(max(first, 0), len(self._index(book).characters)):
+                block, _ = source.block(number)
+                if end is not None and block.offset >= end:
+                    break
+                pieces.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
+                start = max(start, block.offset + len(block.text))
+        return "".join(pieces)
 
     def sections(self, key: str) -> list[Section]:
         """Where the sections of a book begin, in order; none where it has no headings."""
@@ -220,6 +252,8 @@ class Shelf:
 
     def _search(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
         """The k best windows of some books, best first."""
+        if sum(book.tokens for book in books) > index.EXACT_TOKENS:
+            return self._search_in_two_passes(query, books, k)
         found: list[Found] = []
         for book in books:
             with self._source(book) as source:
@@ -228,6 +262,33 @@ class Shelf:
                     finder.push(block, keys.values(self.engine.device))
             found += [(replace(window, book=book.id), score) for window, score in finder.found()[0]]
         return sorted(found, key=lambda pair: -pair[1])[:k]
+
+    def _search_in_two_passes(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
+        engine, config = self.engine, self.engine.config
+        indexes = [self._index(book) for book in books]
+        ids = [each.ids for each in indexes]
+        chosen = index.candidates(query, self._token_keys, ids, config.stride, max(k, index.CANDIDATES))
+        scored: list[tuple[float, int, int]] = []
+        for number, windows in enumerate(chosen):
+            if len(windows):
+                path = self._file(books[number].file, ESI)
+                rows = half_windows(books[number].tokens, config.stride)
+                with MappedKeys(path, indexes[number], rows, engine.width) as keys:
+                    scores = index.exact_scores(query, keys, windows, config.stride).tolist()
+                scored += zip(scores, [number] * len(scores), windows.tolist(), strict=True)
+        best = sorted(scored, key=lambda each: (-each[0], *each[1:]))[:k]
+        windows_of: dict[tuple[int, int], Window] = {}
+        for number in {number for _, number, _ in best}:
+            with self._source(books[number]) as source:
+                for first in (config.stride * window for _, book, window in best if book == number):
+                    window = Window.of(source.span(first, config.window), first, config.window)
+                    windows_of[number, first] = replace(window, book=books[number].id)
+        found = [(windows_of[number, config.stride * window], score) for score, number, window in best]
+        return [(window, score) for window, score in found if not window.text.isspace()]
+
+    @cached_property
+    def _token_keys(self) -> Tensor:
+        return token_keys(self.engine, self.folder)
 
     def history(self, limit: int = 20) -> list[Asked]:
         """The latest questions with their answers, the latest first."""
@@ -241,6 +302,20 @@ class Shelf:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def books_in(path: str | os.PathLike[str]) -> list[Path]:
+    """The file ``path``, or the books in the folder ``path`` and below it, by their suffixes, in order.
+
+    Raises BookError for a folder without books.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not found:
+        raise BookError(f"{path}: no books in it ({', '.join(sorted(SUFFIXES))}); give another folder, or files")
+    return found
 
 
 def now() -> str:
@@ -260,12 +335,3 @@ def _sections(source: StoredSource) -> Iterator[Section]:
             if mark.section is not None and mark.section != last:
                 yield Section(mark.start, mark.section.encode("utf-8", "replace").decode(), mark.page)
             last = mark.section
-
-
-def _text(source: StoredSource, start: int, end: int | None) -> Iterator[str]:
-    for block in source.texts():
-        if end is not None and block.offset >= end:
-            return
-        piece = block.text[max(start - block.offset, 0) : None if end is None else end - block.offset]
-        start = max(start, block.offset + len(block.text))
-        yield piece

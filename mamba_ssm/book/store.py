@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -134,14 +135,14 @@ class StoredSource:
             raise TypeError("path and sha256 must be strings")
         if meta["blocks"] != -(-tokens // size) or len(self._archive.infolist()) != meta["blocks"] + 2:
             raise ValueError("the number of blocks disagrees with the number of tokens")
-        self._size, self._count = size, meta["blocks"]
+        self.size, self._count = size, meta["blocks"]
 
     def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
         assert self.info is not None
         end = 0
         for number in range(self._count):
+            block, keys = self.block(number)
             try:
-                block, keys = self._unpack(number)
                 if not block.offset <= end <= block.offset + len(block.text) or (number == 0 and block.offset):
                     raise ValueError("the blocks' texts do not follow one another")
                 end = block.offset + len(block.text)
@@ -157,10 +158,40 @@ class StoredSource:
         for block, _ in self.blocks(report):
             yield block
 
+    def block(self, number: int) -> tuple[Block, Keys]:
+        """One block, and its keys. Raises BookError."""
+        try:
+            return self._unpack(number)
+        except _DAMAGE as error:
+            raise self._damaged() from error
+
+    def span(self, first: int, length: int) -> Block:
+        """A block with all of ``length`` tokens from ``first`` on that the book has; no longer than a block."""
+        number = first // self.size
+        block, _ = self.block(number)
+        beyond = first + length - block.first - len(block.ids)
+        if beyond <= 0 or number + 1 == self._count:
+            return block
+        return self.block(number + 1)[0].after(block.tail(length - beyond))
+
+    def key_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in the file the ``codes`` and the ``scales`` of each block begin: two of (blocks,) int64."""
+        places = []
+        for number in range(self._count):
+            self.file.seek(self._archive.getinfo(_name(number)).header_offset)
+            names = sum(struct.unpack("<26xHH", self.file.read(30)))  # the member's name, and what stands beside it
+            self.file.seek(names, os.SEEK_CUR)
+            (length,) = struct.unpack("<Q", self.file.read(8))
+            header = json.loads(self.file.read(length))
+            data = self.file.tell()
+            places.append([data + header[name]["data_offsets"][0] for name in ("codes", "scales")])
+        codes, scales = np.array(places, np.int64).T
+        return codes, scales
+
     def _unpack(self, number: int) -> tuple[Block, Keys]:
         assert self.info is not None
-        first, width = number * self._size, self.engine.width
-        n = min(self._size, self.info.tokens - first)
+        first, width = number * self.size, self.engine.width
+        n = min(self.size, self.info.tokens - first)
         rows = half_windows(n, self.engine.config.stride)
         parts = load(self._member(_name(number), (n + rows) * (width + BYTES_PER_TOKEN) + META_BYTES))
         shapes = {"ids": (n,), "starts": (n,), "ends": (n,), "codes": (rows, width), "scales": (rows,)}

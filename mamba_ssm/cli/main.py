@@ -16,6 +16,7 @@ from mamba_ssm.cli.convert import convert
 from mamba_ssm.cli.doctor import doctor
 from mamba_ssm.cli.read import read
 from mamba_ssm.cli.serve import serve
+from mamba_ssm.cli.shelf import app as shelf
 from mamba_ssm.cli.text import text
 from mamba_ssm.cli.train import app as train
 from mamba_ssm.errors import MambaESIError
@@ -70,6 +71,7 @@ def main(
 
 for command in (ask, read, text, serve, convert, doctor):
     app.command()(command)
+app.add_typer(shelf, name="shelf")
 app.add_typer(train, name="train")
 
 

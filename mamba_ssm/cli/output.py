@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,26 +26,27 @@ def write(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def show(answer: Answer) -> None:
-    """Print an answer for people."""
+def show(answer: Answer, titles: Mapping[str, str] | None = None) -> None:
+    """Print an answer for people. ``titles`` are those of a shelf's books, by id."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=False)
-    console.print(Text(_one_line(answer.question), style="dim"))
-    said = Text(_one_line(answer.text) or "(no answer)", style="bold")
+    console.print(Text(one_line(answer.question), style="dim"))
+    said = Text(one_line(answer.text) or "(no answer)", style="bold")
     doubt = "" if answer.told else "; the book does not seem to tell"
     console.print(said, Text(f"(confidence {answer.confidence:.0%}{doubt})", style="dim"))
     words = {word for word in _WORD.findall(answer.question.casefold()) if len(word) >= _FEW} - _GRAMMAR
     for number, passage in enumerate(answer.evidence, 1):
-        place = [f"p. {passage.page}"] if passage.page is not None else []
-        place += [_one_line(passage.section)] if passage.section else []
+        place = [one_line(titles[passage.book])] if titles and passage.book else []
+        place += [f"p. {passage.page}"] if passage.page is not None else []
+        place += [one_line(passage.section)] if passage.section else []
         heading = " · ".join([*place, f"characters {passage.start:,}–{passage.end:,}", f"score {passage.score:.1f}"])
         console.print()
         console.print(Text(f"{number:>2}  "), Text(heading, style="cyan"), sep="")
         console.print(Padding(_highlight(passage, answer, words), (0, 0, 0, 4)))
-    if answer.evidence:
+    if answer.evidence and titles is None:
         console.print()
         console.print(Text("    " + book_map(answer)))
 
@@ -74,5 +76,6 @@ def book_map(answer: Answer) -> str:
     return "".join(cells)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Without what could steer the terminal."""
     return " ".join(_CONTROL.sub(" ", text).split())

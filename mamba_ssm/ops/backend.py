@@ -29,11 +29,12 @@ OPS = (
     "linear",
     "linear_cross_entropy",
     "topk_search",
+    "table_scores",
 )
 # The reference has all. On a CPU PyTorch's own products are what it makes of the two that "cpu" does not name.
 HAVE = {
     "cpu": frozenset(OPS) - {"linear_cross_entropy", "topk_search"},
-    "cuda": frozenset(OPS) - {"linear"},
+    "cuda": frozenset(OPS) - {"linear", "table_scores"},
     "triton": frozenset({"selective_scan", "causal_conv1d", "layer_norm", "selective_state_update"}),
 }
 FOLDERS = {"triton": "gpu"}

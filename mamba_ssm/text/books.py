@@ -24,6 +24,7 @@ _BY_SUFFIX: dict[str, Reader] = {
     ".markdown": read_markdown,
     ".txt": read_text,
 }
+SUFFIXES = frozenset(_BY_SUFFIX)
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 
 

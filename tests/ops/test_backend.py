@@ -95,7 +95,7 @@ def test_a_slower_back_end_is_announced_once(monkeypatch: pytest.MonkeyPatch, tr
 
 def test_kernels_are_the_choice_on_a_gpu_except_for_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(monkeypatch, cuda=True, triton=True)
-    kernels = set(backend.OPS) - {"linear"}  # a product of matrices is cuBLAS'
+    kernels = set(backend.OPS) - {"linear", "table_scores"}  # PyTorch's own is as fast
     assert all(backend.choose(op, "cuda").backend in ("cuda", "triton") for op in kernels)
     assert backend.choose(SCAN, "cuda").backend == "cuda"
     assert backend.choose(SCAN, "cuda", torch.float64).backend == "reference"
