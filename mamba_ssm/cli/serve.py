@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption
+from mamba_ssm.cli.shelf import ShelfOption
 from mamba_ssm.errors import ServerError
 
 PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic", "python_multipart")
@@ -19,10 +19,7 @@ def serve(
         str | None,
         typer.Argument(metavar="[BOOK]", help="What chat completions answer questions about: a book, as for `ask`."),
     ] = None,
-    shelf: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The books of the reading room. (default: those of `mamba-esi shelf`)"),
-    ] = None,
+    shelf: ShelfOption = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     model: ModelOption = None,

@@ -55,7 +55,7 @@ class File(BaseModel):
 class Files(BaseModel):
     object: Literal["list"] = "list"
     data: list[File]
-    has_more: Literal[False] = Field(False, description="All files are in one list: OpenAI's clients ask for no more.")
+    has_more: Literal[False] = False  # OpenAI's clients ask for more where it is missing
 
 
 class DeletedFile(BaseModel):

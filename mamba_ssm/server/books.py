@@ -200,8 +200,9 @@ def passage_boxes(book: TheBook, page: int, uploads: TheUploads, start: Start, e
     _check_page(book, page)
     if not start <= end <= min(start + schemas.PASSAGE_CHARACTERS, book.characters):
         raise Problem(400, f"ask for 0 to {schemas.PASSAGE_CHARACTERS:,} characters of the book", param="end")
-    begin = max(start - CONTEXT, 0)
-    text = uploads.shelf.text(book.id, begin, end + CONTEXT)
+    # What is printed on another page as well is not boxed there.
+    begin, stop = uploads.shelf.on_page(book.id, page, max(start - CONTEXT, 0), min(end + CONTEXT, book.characters))
+    text = uploads.shelf.text(book.id, begin, stop)
     boxes = word_boxes(FilePath(book.path), page, text, start - begin, end - begin)
     return schemas.Boxes(page=page, boxes=[schemas.PageBox(**box._asdict()) for box in boxes])
 

@@ -214,6 +214,15 @@ def test_pages_of_a_pdf_are_drawn_and_passages_found_on_them(http, mill):
     assert http.get(f"/v1/books/{mill}/pages/1/boxes", params=where).json()["boxes"] == []
 
 
+def test_what_is_printed_on_two_pages_is_boxed_on_the_passages_own(http):
+    lines = ["The bell rang twice for Ada.", "Nobody came."]
+    book = read(http, "bells.pdf", pdf_bytes([[*lines, "One"], [*lines, "Two"]]))["book_id"]
+    text = text_of(http, book, 0, 100)
+    where = {"start": text.rindex("The bell"), "end": text.rindex("came")}
+    boxes = [http.get(f"/v1/books/{book}/pages/{page}/boxes", params=where).json()["boxes"] for page in (1, 2)]
+    assert [len(found) for found in boxes] == [0, 2]
+
+
 def test_pages_that_are_not_there(http, garden, mill):
     assert http.get(f"/v1/books/{garden}/pages/1.png").status_code == 404
     for page in (0, 3):
