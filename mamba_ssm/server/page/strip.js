@@ -35,7 +35,7 @@ export function strip(book, evidence, cited, open) {
     "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": "0", "aria-valuetext": "the beginning",
   }, picture, needle);
   const node = make("div", { class: "strip", role: "group", "aria-label": "Where in the book" }, pins, leaders, band,
-    make("div", { class: "legend" }, make("span", {}, "the darker, the better it fits the question"), under));
+    make("div", { class: "legend" }, make("span", {}, "the deeper the colour, the better it fits the question"), under));
 
   let windows = [];
   const sorted = evidence.map((passage, index) => ({ passage, number: index + 1 })).sort((a, b) => a.passage.start - b.passage.start);
