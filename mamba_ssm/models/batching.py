@@ -167,9 +167,8 @@ class Batch:
         """Tokens for rows from logits (B, V), of which the first ones are theirs."""
         logits = logits[:, : self.model.config.vocab_size].float()
         tokens = logits.argmax(-1).tolist()
-        if not all(text.greedy for text in rows):
-            drawn = self._draw(rows, logits)
-            tokens = [token if text.greedy else other for text, token, other in zip(rows, tokens, drawn, strict=False)]
+        for i, token in self._draw(rows, logits).items():
+            tokens[i] = token
         made = []
         for i, text in enumerate(rows):
             top = text.sampling.top_logprobs
@@ -182,11 +181,15 @@ class Batch:
             made.append((text, text.note(tokens[i], logprob, likeliest)))
         return made
 
-    def _draw(self, rows: list[Continuation], logits: Tensor) -> list[int]:
-        """A token for each row of logits (B, V) by the settings of the first ones, for the greedy ones any."""
+    def _draw(self, rows: list[Continuation], logits: Tensor) -> dict[int, int]:
+        """Tokens of the rows that are not greedy."""
+        warm = {i: text.sampling for i, text in enumerate(rows) if not text.greedy}
+        if not warm:
+            return {}
         settings = torch.tensor([[1.0, 1.0, 0.0]]).repeat(len(logits), 1)
-        for i, text in enumerate(rows):
-            if not text.greedy:
-                how, uniform = text.sampling, float(torch.rand((), generator=text.generator))
-                settings[i] = torch.tensor([how.temperature, max(how.top_p, LEAST), uniform])
-        return draw(logits, *settings.to(self.device).unbind(1)).tolist()
+        for i, how in warm.items():
+            uniform = float(torch.rand((), generator=rows[i].generator))
+            settings[i] = torch.tensor([how.temperature, max(how.top_p, LEAST), uniform])
+        which = list(warm) if self.graph is None else list(range(len(logits)))  # all, as in _decode
+        drawn = draw(logits[which], *settings[which].to(self.device).unbind(1)).tolist()
+        return {i: token for i, token in zip(which, drawn, strict=True) if i in warm}

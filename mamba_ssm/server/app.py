@@ -30,7 +30,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        await service.worker.start()
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -50,7 +51,7 @@ async def chat(body: ChatRequest, request: Request, service: TheService) -> Resp
     if service.book is not None:
         return await book_chat.answer(body, request, service, service.book, head)
     tokenizer = service.engine.tokenizer
-    prompt = tokenizer.encode(as_text(body.messages)).ids.tolist()
+    prompt = (await asyncio.to_thread(tokenizer.encode, as_text(body.messages))).ids.tolist()
     limit = body.max_completion_tokens or body.max_tokens or min(MAX_TOKENS, service.settings.max_tokens)
     top = (body.top_logprobs or 0) if body.logprobs else None
     generation = Generation(service, body, [prompt], limit, top, [*body.stops, NEXT_TURN])

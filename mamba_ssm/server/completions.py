@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -27,7 +28,8 @@ ERRORS = described(400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 async def complete(body: CompletionRequest, request: Request, service: TheService) -> Response | Completion:
     """Go on from a prompt, or from some."""
     service.check_model(body.model)
-    prompts = _prompts(body, service)
+    # Long texts take a while, and the event loop has others to serve.
+    prompts = await asyncio.to_thread(_prompts, body, service)
     generation = Generation(service, body, prompts, body.max_tokens, body.logprobs, body.stops)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",

@@ -49,4 +49,7 @@ def serve(engine: Engine, book: Asked | None, settings: Settings, port: int, she
             server_header=False,
             lifespan="on",
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        server.run(sockets=[listening])
+    if not server.started:
+        raise ServerError("the server could not start: the lines above say why")

@@ -84,7 +84,7 @@ class Stream:
 class Worker:
     """Runs a batch step by step in its own thread, and whatever else needs the model in between.
 
-    start() in a running event loop, whose thread all other methods are for.
+    start() is awaited in the event loop whose thread all other methods are for.
     """
 
     def __init__(self, new_batch: Callable[[], Batch], waiting: int) -> None:
@@ -102,9 +102,16 @@ class Worker:
         """Texts and other work that wait for the model."""
         return len(self._waiting) + len(self._jobs)
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Come back when the batch is there. Raises whatever kept it from that."""
         self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[None] = self._loop.create_future()
         self._thread.start()
+        await self._started
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     async def close(self) -> None:
         """Stop after the step that is being made; what is not done raises Closed."""
@@ -145,7 +152,12 @@ class Worker:
             self._changed.notify()
 
     def _run(self) -> None:
-        batch = self._new_batch()
+        try:
+            batch = self._new_batch()
+        except Exception as error:  # noqa: BLE001  start() raises it
+            self._loop.call_soon_threadsafe(_resolve, self._started, None, error)
+            return
+        self._loop.call_soon_threadsafe(_resolve, self._started, None, None)
         while True:
             with self._changed:
                 while not (self._closed or self._jobs or self._waiting or len(batch)):

@@ -1,5 +1,6 @@
 """Who may ask, how much, and what a refusal looks like."""
 
+import asyncio
 import json
 import re
 import socket
@@ -8,6 +9,8 @@ import time
 import httpx
 import pytest
 from serving import serving
+
+from mamba_ssm.server.app import create_app
 
 COMPLETION = {"prompt": "The gardener", "max_tokens": 4096, "temperature": 0}
 
@@ -155,3 +158,15 @@ def test_metrics(engine):
         assert 'mamba_esi_requests_total{method="GET",route="other",status="404"} 1.0' in text
         assert "mamba_esi_generated_tokens_total 7.0" in text
         assert "mamba_esi_decoding 0.0" in text
+
+
+def test_a_model_that_cannot_start_stops_the_server(engine, monkeypatch):
+    app = create_app(engine)
+    monkeypatch.setattr(engine.model, "allocate_inference_cache", lambda *_: 1 / 0)
+
+    async def start():
+        async with app.router.lifespan_context(app):
+            raise AssertionError("it started")
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(start())
