@@ -369,6 +369,18 @@ def test_a_dropped_book_is_read_and_a_removed_one_is_gone(visit):
     assert page.locator("#conversation").is_hidden()
 
 
+def test_who_writes_to_a_book_is_not_disturbed_by_another_that_arrives(visit, files, tmp_path):
+    page = visit()
+    bring(page, files / "monastery.md")
+    page.fill("#question", "Where does")
+    (tmp_path / "lamp.txt").write_text("The lamp in the attic burns whale oil, and smokes.")
+    page.set_input_files("#file", tmp_path / "lamp.txt")
+    page.get_by_role("button", name="lamp", exact=False).first.wait_for()
+    assert page.locator(".arrival").count() == 0
+    assert page.locator("#book-title").text_content() == "monastery"
+    assert page.input_value("#question") == "Where does"
+
+
 def test_a_room_with_a_key_asks_for_it(visit, reader, tmp_path):
     with Shelf.open(tmp_path, reader) as shelf, serving(reader, shelf=shelf, api_key="sesame") as locked:
         page = visit(locked.url)

@@ -14,6 +14,7 @@ export class Shelf {
     this.choose = choose;
     this.books = [];
     this.current = null;
+    this.watched = new Set(); // ids of the files that are being read
     at("file").addEventListener("change", () => {
       this.add([...at("file").files]);
       at("file").value = "";
@@ -35,7 +36,9 @@ export class Shelf {
   async load() {
     this.books = (await get("v1/books")).data;
     at("books").replaceChildren(...this.books.map((book) => this.spine(book)));
-    for (const file of (await get("v1/files")).data) if (file.status === "uploaded") this.watch(file);
+    for (const file of (await get("v1/files")).data) {
+      if (file.status === "uploaded" && !this.watched.has(file.id)) this.watch(file).catch(complain);
+    }
   }
 
   spine(book) {
@@ -119,15 +122,21 @@ export class Shelf {
   }
 
   async watch(file, arrival = this.arrival(file.filename)) {
-    while (file.status === "uploaded") {
-      arrival.show(file.progress);
-      await pause(EVERY);
-      file = await get(`v1/files/${encodeURIComponent(file.id)}`);
+    this.watched.add(file.id);
+    try {
+      while (file.status === "uploaded") {
+        arrival.show(file.progress);
+        await pause(EVERY);
+        file = await get(`v1/files/${encodeURIComponent(file.id)}`);
+      }
+    } finally {
+      this.watched.delete(file.id);
     }
     if (file.status === "error") return arrival.fail(file.status_details);
     arrival.node.remove();
     await this.load();
     say(`${file.filename} is read`);
-    this.select(this.books.find((book) => book.id === file.book_id));
+    // Who is writing to another book meanwhile is not disturbed.
+    if (!at("question").value) this.select(this.books.find((book) => book.id === file.book_id));
   }
 }

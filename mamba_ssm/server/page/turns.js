@@ -68,7 +68,7 @@ function fill(article, book, answer) {
   article.append(map.node, passages(book, answer, answered, turnTo));
   say(`${answer.told ? answer.answer : `The book does not seem to tell. The nearest it comes: ${answer.answer}`}. ${answer.told ? sureness(answer) : ""} ${answer.evidence.length} passages.`);
   const best = cited[0] ?? answer.evidence[0];
-  if (best && WIDE.matches) turnTo(best, answer.evidence.indexOf(best) + 1, false);
+  if (best && WIDE.matches && article.isConnected) turnTo(best, answer.evidence.indexOf(best) + 1, false);
   return map;
 }
 
