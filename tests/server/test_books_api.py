@@ -110,6 +110,7 @@ def test_a_file_that_is_no_book_says_why_and_not_where_the_server_keeps_it(http,
 
 def test_a_larger_upload_is_refused_with_and_without_a_length(engine, tmp_path):
     def chunks():
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="big.txt"\r\n\r\n'
         for _ in range(40):
             yield b"x" * 1000
 
