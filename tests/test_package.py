@@ -109,6 +109,8 @@ def test_the_wheel_has_the_model_and_no_tests(tmp_path: Path) -> None:
     shipped = {(folder / file.name).as_posix() for file in (ROOT / folder).iterdir()}
     assert {(folder / name).as_posix() for name in ("config.json", "tokenizer.json")} <= shipped <= names
     assert "mamba_ssm/ops/triton/layernorm.py" in names
+    page = Path("mamba_ssm/server/page")
+    assert {(page / file.name).as_posix() for file in (ROOT / page).iterdir()} <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mamba_ssm", "causal_conv1d"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -378,6 +378,14 @@ def test_threads_share_a_shelf(shelf, texts):
     assert len(shelf.history(100)) == 13
 
 
+def test_relevance_is_the_books_own(shelf, engine, texts):
+    book = shelf.add(texts[0])
+    alone = open_book(texts[0], engine).relevance(QUESTION, 50)
+    kept = shelf.relevance(book.id, QUESTION, 50)
+    assert kept.positions.tolist() == alone.positions.tolist()
+    assert kept.scores == pytest.approx(alone.scores, abs=1e-3)
+
+
 @pytest.fixture
 def two_passes(monkeypatch):
     """Search in two passes, however few the books."""

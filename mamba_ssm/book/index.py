@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,7 +35,9 @@ from mamba_ssm.ops.table_scores import table_scores
 from mamba_ssm.ops.topk_search import half_window_maxima
 
 EXACT_TOKENS = 1 << 20  # so many are scored in one pass, as one book is
-CANDIDATES = 8192  # windows that the second pass scores
+CANDIDATES = 4096  # windows that the second pass scores
+AT_ONCE = 512  # of them: their keys take 16 MB in fp32, where they overlap, to 32
+LANES = 16  # numbers of fp32 in a cache line
 TEXTS = 4  # of all tokens in random order
 SUFFIX = ".safetensors"
 
@@ -166,7 +169,8 @@ def candidates(
     weights = query.weights[0].cpu()
     asked = weights > 0
     vectors = query.vectors[0].cpu()[asked] * weights[asked, None]
-    table = keys.float() @ vectors.T
+    # In whole cache lines, which the CPU's kernel otherwise makes of the table for each book.
+    table = keys.float() @ F.pad(vectors, (0, 0, 0, -len(vectors) % LANES)).T
     scores = [table_scores(table, torch.from_numpy(ids), stride) for ids in books]
     every = torch.cat(scores)
     best = every.topk(min(k, len(every)), sorted=False).indices.sort().values.numpy()
@@ -178,7 +182,11 @@ def candidates(
 @torch.inference_mode()
 def exact_scores(query: Query, keys: MappedKeys, windows: NDArray[np.int64], stride: int) -> Tensor:
     """The second pass: scores (n,) of a book's windows by their numbers (n,)."""
-    halves, places = np.unique(np.concatenate([windows, windows + 1]), return_inverse=True)
-    maxima = half_window_maxima(query.vectors.cpu(), keys.halves(halves, stride), stride)[0]
-    first, second = np.split(places, 2)
-    return query.weights[0].cpu() @ torch.maximum(maxima[:, first], maxima[:, second])
+    vectors, scores = query.vectors.cpu(), []
+    for start in range(0, len(windows), AT_ONCE):
+        part = windows[start : start + AT_ONCE]
+        halves, places = np.unique(np.concatenate([part, part + 1]), return_inverse=True)
+        maxima = half_window_maxima(vectors, keys.halves(halves, stride), stride)[0]
+        first, second = np.split(places, 2)
+        scores.append(query.weights[0].cpu() @ torch.maximum(maxima[:, first], maxima[:, second]))
+    return torch.cat(scores)

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from mamba_ssm.book import index
 from mamba_ssm.book.answers import Answer, Seconds, check, reply, windows_for
+from mamba_ssm.book.blocks import Block
 from mamba_ssm.book.book import MAX_NEW_TOKENS, PASSAGES, Book
 from mamba_ssm.book.engine import Engine, half_windows
 from mamba_ssm.book.find import Finder, Found, Window
 from mamba_ssm.book.index import Index, MappedKeys, token_keys
 from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
+from mamba_ssm.book.relevance import BINS, Relevance
 from mamba_ssm.book.source import BookInfo, FileSource, Report, sha256_of
 from mamba_ssm.book.store import SUFFIX as ESI
 from mamba_ssm.book.store import StoredSource, is_saved, open_stored, write
@@ -180,21 +182,39 @@ class Shelf:
 
     def text(self, key: str, start: int = 0, end: int | None = None) -> str:
         """Characters start:end of a book's text."""
-        book = self.book(key)
-        first = int(np.searchsorted(self._index(book).characters, start, side="right")) - 1
         pieces = []
+        for block in self._blocks(self.book(key), start, end):
+            pieces.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
+            start = max(start, block.offset + len(block.text))
+        return "".join(pieces)
+
+    def on_page(self, key: str, page: int, start: int, end: int) -> tuple[int, int]:
+        """Which of characters start:end of a book's text are on a page: where they begin and end."""
+        marks = [mark for block in self._blocks(self.book(key), start, end) for mark in block.marks]
+        spans = zip(marks, [*(mark.start for mark in marks[1:]), end], strict=True)
+        there = [(max(mark.start, start), min(stop, end)) for mark, stop in spans if mark.page == page]
+        there = [(first, stop) for first, stop in there if first < stop]
+        return (there[0][0], there[-1][1]) if there else (start, start)
+
+    def _blocks(self, book: ShelfBook, start: int, end: int | None) -> Iterator[Block]:
+        """The blocks that characters start:end of a book's text are in."""
+        offsets = self._index(book).characters
+        first = int(np.searchsorted(offsets, start, side="right")) - 1
         with self._source(book) as source:
-            for number in range(max(first, 0), len(self._index(book).characters)):
+            for number in range(max(first, 0), len(offsets)):
                 block, _ = source.block(number)
                 if end is not None and block.offset >= end:
-                    break
-                pieces.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
-                start = max(start, block.offset + len(block.text))
-        return "".join(pieces)
+                    return
+                yield block
 
     def sections(self, key: str) -> list[Section]:
         """Where the sections of a book begin, in order; none where it has no headings."""
         return self._library.sections(self.book(key).id)
+
+    def relevance(self, key: str, question: str, bins: int = BINS) -> Relevance:
+        """How well each part of a book fits a question. See `Book.relevance`."""
+        with self.open_book(key) as book:
+            return book.relevance(question, bins)
 
     def remove(self, key: str) -> ShelfBook:
         """Remove a book, and return what it was. What was asked stays in the history."""

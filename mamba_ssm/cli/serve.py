@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption
+from mamba_ssm.cli.shelf import ShelfOption
 from mamba_ssm.errors import ServerError
 
-PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic")
+PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic", "python_multipart")
 
 
 def serve(
@@ -18,6 +19,7 @@ def serve(
         str | None,
         typer.Argument(metavar="[BOOK]", help="What chat completions answer questions about: a book, as for `ask`."),
     ] = None,
+    shelf: ShelfOption = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     model: ModelOption = None,
@@ -36,7 +38,7 @@ def serve(
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 256,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300,
 ) -> None:
-    """Serve the model, and perhaps a BOOK, with OpenAI's HTTP interface."""
+    """Serve a reading room for books, and the model, and perhaps a BOOK, with OpenAI's HTTP interface."""
     try:
         from mamba_ssm.server.run import serve as run
         from mamba_ssm.server.settings import Settings
@@ -46,7 +48,7 @@ def serve(
         raise ServerError(f'serving needs {error.name}: pip install "mamba-esi[serve]"') from error
     if api_key is not None and not api_key.strip():
         raise typer.BadParameter("the key is empty", param_hint="--api-key")
-    from mamba_ssm.book import Engine, load_book, read
+    from mamba_ssm.book import Engine, Shelf, load_book, read
 
     engine = Engine.load(model, device.value, esi)
     settings = Settings(host=host, api_key=api_key, slots=slots, waiting=waiting, timeout=timeout)
@@ -55,4 +57,4 @@ def serve(
         if book is not None:
             # Read once, not for each question.
             opened = stack.enter_context((load_book if book.lower().endswith(".esi") else read)(book, engine))
-        run(engine, opened, settings, port)
+        run(engine, opened, settings, port, stack.enter_context(Shelf.open(shelf, engine)))

@@ -18,7 +18,9 @@ from mamba_ssm.server.problems import Problem, of
 from mamba_ssm.server.settings import Settings
 
 REQUEST_ID = "x-request-id"
-OPEN = ("/healthz",)  # asked for without a key
+OPEN = ("/healthz", "/")  # asked for without a key, as is the page's folder: the page asks for the key
+PAGE = "/room/"
+UPLOADS = "/v1/files"
 BODY_SECONDS = 30.0  # between two parts of a body
 _PLAIN = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -52,7 +54,7 @@ class Guard:
             if problem is not None:
                 await problem.response(scope["path"])(scope, receive, named)
             else:
-                await self.app(scope, limited(receive, self.settings.max_body), named)
+                await self.app(scope, limited(receive, _largest(scope["path"], self.settings)), named)
         except Exception as error:
             if status:
                 raise
@@ -72,7 +74,7 @@ def refuse(path: str, headers: Headers, settings: Settings) -> Problem | None:
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
         return Problem(403, "requests from pages of another origin are refused", code="wrong_origin")
-    if settings.api_key is not None and path not in OPEN:
+    if settings.api_key is not None and path not in OPEN and not path.startswith(PAGE):
         scheme, _, key = headers.get("authorization", "").partition(" ")
         # Bytes as they came: compare_digest takes no other characters than ASCII in a str.
         right = hmac.compare_digest(key.strip().encode("latin-1"), settings.api_key.encode())
@@ -81,8 +83,9 @@ def refuse(path: str, headers: Headers, settings: Settings) -> Problem | None:
             detail = "the API key is missing or wrong: send it as Authorization: Bearer KEY"
             return Problem(401, detail, code="invalid_api_key", headers=challenge)
     length = headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and int(length) > settings.max_body:
-        return _too_large(settings.max_body)
+    largest = _largest(path, settings)
+    if length.isascii() and length.isdigit() and int(length) > largest:
+        return _too_large(largest)
     return None
 
 
@@ -99,6 +102,10 @@ def is_loopback(host: str) -> bool:
 def _is_own(header: str, listening: str) -> bool:
     name = re.sub(r":\d*$", "", header).strip("[]").lower()
     return name in ("localhost", "127.0.0.1", "::1", listening.lower())
+
+
+def _largest(path: str, settings: Settings) -> int:
+    return settings.max_upload if path == UPLOADS else settings.max_body
 
 
 def _too_large(limit: int) -> Problem:

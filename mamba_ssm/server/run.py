@@ -7,7 +7,7 @@ import sys
 
 import uvicorn
 
-from mamba_ssm.book import Engine
+from mamba_ssm.book import Engine, Shelf
 from mamba_ssm.errors import ServerError
 from mamba_ssm.server.app import create_app
 from mamba_ssm.server.guard import is_loopback
@@ -33,10 +33,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(engine: Engine, book: Asked | None, settings: Settings, port: int) -> None:
+def serve(engine: Engine, book: Asked | None, settings: Settings, port: int, shelf: Shelf | None = None) -> None:
     """Serve until SIGINT or SIGTERM. Says on standard error where."""
     with listen(settings.host, port) as listening:
-        app = create_app(engine, book, settings)
+        app = create_app(engine, book, settings, shelf)
         if not is_loopback(settings.host) and settings.api_key is None:
             print("mamba-esi: whoever can reach this address may ask: give --api-key to change that", file=sys.stderr)
         name = f"[{settings.host}]" if ":" in settings.host else settings.host

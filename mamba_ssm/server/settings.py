@@ -11,8 +11,8 @@ class Settings:
 
     ``host``: the address that it listens on. ``api_key``: what clients must send as a bearer token, if not None.
     ``slots``: texts that are decoded together. ``waiting``: requests that may wait for one. ``timeout``: seconds that a
-    request may take. ``max_body``: bytes of a request. ``max_prompt``, ``max_tokens``: tokens of a prompt, and of what
-    follows it.
+    request may take. ``max_body``: bytes of a request, ``max_upload`` of one that brings a book. ``max_prompt``,
+    ``max_tokens``: tokens of a prompt, and of what follows it.
     """
 
     host: str = "127.0.0.1"
@@ -21,5 +21,6 @@ class Settings:
     waiting: int = 256
     timeout: float = 300.0
     max_body: int = 4 * 2**20
+    max_upload: int = 512 * 2**20
     max_prompt: int = 65536
     max_tokens: int = 4096

@@ -14,7 +14,7 @@ from mamba_ssm.text.folder import folder_files
 from mamba_ssm.text.html import read_html
 from mamba_ssm.text.latex import read_latex
 from mamba_ssm.text.notebook import read_notebook
-from mamba_ssm.text.pdf import read_pdf
+from mamba_ssm.text.pdf import HEAD, is_pdf, read_pdf
 from mamba_ssm.text.piece import Piece, pack, title
 from mamba_ssm.text.plain import read_markdown, read_rst, read_text
 
@@ -104,10 +104,10 @@ def _reader(path: Path) -> Reader:
     if not path.is_file():
         raise BookError("not a regular file; save it to disk first")
     with path.open("rb") as file:
-        head = file.read(1024)
+        head = file.read(HEAD)
     if not head:
         raise BookError("the file is empty (0 bytes); download it again")
-    if head.lstrip().startswith(b"%PDF-"):
+    if is_pdf(head):
         return read_pdf
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _read_zip

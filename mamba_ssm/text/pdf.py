@@ -17,27 +17,40 @@ from mamba_ssm.text.running_heads import without_running_heads
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
+HEAD = 1024  # bytes in which a file says what it is
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
-_PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
+PDFIUM = threading.Lock()  # the library is not safe to enter from two threads
 _MARK = re.compile("[\x02\ufffe]\n?")  # what PDFium writes for a hyphen that it takes for a line's end
 _HYPHEN = re.compile("(?<=[^\\W\\d_])[-\u00ad\u2010]\n(?=[^\\W\\d_])")
 _DIVIDED = re.compile("[^\\W\\d_][-\u00ad\u2010]\n$")
 _JUNK = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
 
 
-def read_pdf(path: Path) -> Iterator[Piece]:
-    """Pieces of a PDF, page by page, some pages in memory; a page's end is a line's end, unless it divides a word."""
+def is_pdf(head: bytes) -> bool:
+    """Whether a file that begins so is a PDF."""
+    return head.lstrip().startswith(b"%PDF-")
+
+
+def open_pdf(path: Path) -> PdfDocument:
+    """Open a PDF. Whoever calls holds PDFIUM. Raises BookError for one that is encrypted or damaged."""
     import pypdfium2 as pdfium
 
     try:
-        with _PDFIUM:
-            document = pdfium.PdfDocument(path)
+        return pdfium.PdfDocument(path)
     except pdfium.PdfiumError as error:
         if error.err_code == _PASSWORD:
             raise BookError("an encrypted PDF; remove its password first, for example with qpdf") from error
         raise BookError("a damaged PDF; download it again or repair it, for example with qpdf") from error
+
+
+def read_pdf(path: Path) -> Iterator[Piece]:
+    """Pieces of a PDF, page by page, some pages in memory; a page's end is a line's end, unless it divides a word."""
+    import pypdfium2 as pdfium
+
+    with PDFIUM:
+        document = open_pdf(path)
     try:
-        with _PDFIUM:
+        with PDFIUM:
             count, outline = len(document), _outline(document)
         section, empty = None, True
 
@@ -45,7 +58,7 @@ def read_pdf(path: Path) -> Iterator[Piece]:
             nonlocal empty
             for index in range(count):
                 try:
-                    with _PDFIUM:
+                    with PDFIUM:
                         text = _page_text(document, index)
                 except pdfium.PdfiumError as error:
                     raise BookError(
@@ -55,13 +68,13 @@ def read_pdf(path: Path) -> Iterator[Piece]:
                 yield text
 
         for index, text in enumerate(_joined(map(join_words, without_running_heads(pages())))):
-            with _PDFIUM:
+            with PDFIUM:
                 label = _name(lambda: document.get_page_label(index))  # noqa: B023 - called at once
             for start, end, name in _sections(text, outline.get(index, []), section):
                 section = name
                 yield Piece(text[start:end], page=index + 1, section=section, label=label)
     finally:
-        with _PDFIUM:
+        with PDFIUM:
             document.close()
     if empty:
         raise BookError("the PDF has no text layer; run OCR first, for example ocrmypdf")

@@ -3,7 +3,7 @@
 import pytest
 from serving import serving
 
-from mamba_ssm.book import Engine, read
+from mamba_ssm.book import Engine, Shelf, read
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +28,12 @@ def plain(engine):
 def with_book(engine, book):
     """A server with a book."""
     with serving(engine, book) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def with_shelf(engine, book_path, tmp_path_factory):
+    """A server with a shelf that a book is on."""
+    with Shelf.open(tmp_path_factory.mktemp("shelf"), engine) as shelf, serving(engine, shelf=shelf) as served:
+        shelf.add(book_path)
         yield served

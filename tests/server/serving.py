@@ -28,8 +28,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(engine, book=None, **settings):
-    app = create_app(engine, book, Settings(**settings))
+def serving(engine, book=None, shelf=None, **settings):
+    app = create_app(engine, book, Settings(**settings), shelf)
     with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))

@@ -23,7 +23,7 @@ CHECKS = [
 FEW, MANY = 20, 200
 
 
-@pytest.fixture(scope="module", params=["plain", "with_book"])
+@pytest.fixture(scope="module", params=["plain", "with_book", "with_shelf"])
 def served(request):
     return request.getfixturevalue(request.param)
 
@@ -46,6 +46,9 @@ def fuzz(served, examples):
                         body[name] %= 50
                 if isinstance(body.get("messages"), list):
                     body["messages"].append({"role": "user", "content": "Who planted trees?"})
+            path = case.path_parameters or {}
+            if "book_id" in path and len(str(case.query)) % 4:
+                path["book_id"] = served.app.state.uploads.shelf.books()[0].id
             response = case.call()
             case.validate_response(response, checks=CHECKS)
             seen.add((case.operation.path, response.status_code))
@@ -65,6 +68,8 @@ def hypothesis_given(operation):
 
 def test_no_request_makes_it_fail(served):
     seen = fuzz(served, FEW)
+    if hasattr(served.app.state, "uploads"):
+        assert {("/v1/books/{book_id}/ask", 200), ("/v1/books/{book_id}/text", 200), ("/v1/files", 200)} <= seen
     assert {("/v1/completions", 200), ("/v1/chat/completions", 200), ("/v1/completions", 400)} <= seen
 
 

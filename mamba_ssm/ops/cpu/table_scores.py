@@ -19,7 +19,9 @@ TABLE_SCORES = record("table ids scores halves stride lanes")
 
 def table_scores(table: Tensor, ids: Tensor, stride: int) -> Tensor:
     """table (V, M) fp32, ids (L,) int32 -> (H - 1,); see the reference."""
-    table = F.pad(table, (0, -table.shape[1] % LANES)).contiguous()  # what is added scores 0
+    if table.shape[1] % LANES:
+        table = F.pad(table, (0, -table.shape[1] % LANES))  # what is added scores 0
+    table = table.contiguous()
     halves, lanes = len(ids) // stride, table.shape[1]
     scores = table.new_empty(max(halves - 1, 0))
     if halves > 1:
