@@ -21,7 +21,7 @@ from mamba_ssm.esi.module import ESI
 from mamba_ssm.models import checkpoint, planned_steps
 from mamba_ssm.models import states as states_file
 from mamba_ssm.models.config_mamba import MambaConfig
-from mamba_ssm.modules.block import Block, add_norm, is_hooked
+from mamba_ssm.modules.block import ROWS_OF_A_STEP, Block, add_norm, is_hooked
 from mamba_ssm.modules.int8_linear import Int8Linear
 from mamba_ssm.modules.mamba_simple import Mamba, MambaState, sequence_index
 from mamba_ssm.ops.layer_norm import RMSNorm
@@ -356,7 +356,16 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
 
         As forward() does it, but on a CPU a row of the result is the same to the last bit whatever B is.
         """
-        return self._logits(self.backbone(input_ids, inference_params), by_rows=True)[:, -1]
+        together = ROWS_OF_A_STEP.get(input_ids.device.type, input_ids.shape[0])  # so that the fused step takes them
+        hidden_states = []
+        first = inference_params.batch_size_offset
+        try:
+            for part in input_ids.split(together):
+                hidden_states.append(self.backbone(part, inference_params))
+                inference_params.batch_size_offset += len(part)
+        finally:
+            inference_params.batch_size_offset = first
+        return self._logits(torch.cat(hidden_states), by_rows=True)[:, -1]
 
     def _logits(self, hidden_states: Tensor, by_rows: bool = False) -> Tensor:
         """(B, L, d_model) -> (B, L, V). by_rows: in a way that does not depend on their number, where there is one."""

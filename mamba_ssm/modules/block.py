@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mamba_ssm.utils.generation import InferenceParams
 
 
-# On a CPU one row after the other passes over the weights; for more rows than these PyTorch's products are faster.
-ROWS_OF_A_STEP = {"cpu": 8}
+# For many more rows than these, PyTorch's products in bf16 are faster on a CPU.
+ROWS_OF_A_STEP = {"cpu": 16}
 
 
 def continues_by_one(
