@@ -1,5 +1,7 @@
 """Scores along a whole book."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,16 +46,22 @@ def test_bins_hold_their_best_window(engine, book_path, every_window, bins, segm
         block_tokens = segments * engine.config.block
 
     other = Blocks(engine.model, engine.tokenizer, engine.name)
-    positions, scores = relevance(FileSource(book_path, other), other, QUESTION, bins)
+    positions, scores, marks = relevance(FileSource(book_path, other), other, QUESTION, bins)
     windows, width = len(every_window.scores), 1
     while -(-windows // width) > bins:
         width *= 2
     runs = [every_window.scores[i : i + width] for i in range(0, windows, width)]
     assert scores == pytest.approx([run.max() for run in runs], abs=1e-3)
-    assert len(positions) == len(runs) <= bins
+    assert len(positions) == len(marks) == len(runs) <= bins
     at = np.searchsorted(every_window.positions, positions)
     assert (at // width).tolist() == list(range(len(runs)))
     assert every_window.scores[at] == pytest.approx(scores, abs=1e-3)
+
+
+def test_every_window_has_its_section(book_text, every_window):
+    headings = [(match.start(), match[1]) for match in re.finditer(r"# (Chapter \d)", book_text)]
+    under = [[name for start, name in headings if start <= position][-1] for position in every_window.positions]
+    assert [mark.section for mark in every_window.marks] == under
 
 
 def test_a_saved_book_has_the_same_scores(engine, book_path, every_window):
@@ -67,9 +75,9 @@ def test_a_saved_book_has_the_same_scores(engine, book_path, every_window):
 def test_a_book_shorter_than_a_window_or_little_longer(engine, tmp_path, text):
     path = tmp_path / "short.txt"
     path.write_text(text)
-    positions, scores = open_book(path, engine).relevance("What?")
+    positions, scores, marks = open_book(path, engine).relevance("What?")
     assert positions[0] == 0
-    assert len(positions) == len(scores) == max(-(-len(engine.tokenizer.encode(text).ids) // 32) - 1, 1)
+    assert len(positions) == len(scores) == len(marks) == max(-(-len(engine.tokenizer.encode(text).ids) // 32) - 1, 1)
 
 
 def test_what_cannot_be_asked(engine, book_path):

@@ -1,4 +1,4 @@
-"""How well each part of a book fits a question, in memory that does not grow with the book.
+"""How well each part of a book fits a question, in memory that grows with the book's pages and sections alone.
 
 Shapes: W windows of a block, N bins.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mamba_ssm.book.blocks import Mark
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.source import Report, Source
 from mamba_ssm.esi.search import StreamingScores, whole_window
@@ -20,10 +21,12 @@ BINS = 2000
 
 class Relevance(NamedTuple):
     """The best window of each bin, in the book's order: the character at which it begins, positions (N,) int64, and the
-    search's score of it, scores (N,) fp32. A bin is a run of as many windows as the next, but for the last one."""
+    search's score of it, scores (N,) fp32, and its page and section, N marks. A bin is a run of as many windows as the
+    next, but for the last one."""
 
     positions: NDArray[np.int64]
     scores: NDArray[np.float32]
+    marks: list[Mark]
 
 
 @torch.inference_mode()
@@ -35,8 +38,10 @@ def relevance(
     search = StreamingScores(engine.question(question).query, stride)
     width = 1  # windows of a bin
     numbers, positions, scores = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    marks: list[Mark] = []
     half = np.empty(0, np.int64)  # where the tokens of the last half window begin
     for block, keys in source.blocks(report):
+        marks += [mark for mark in block.marks if not marks or mark.start > marks[-1].start]
         headings = engine.headings(*block.sections(stride))
         values = keys.values(engine.device)
         if not half.size:
@@ -52,4 +57,5 @@ def relevance(
         order = np.lexsort((-scores, numbers // width))
         best = order[np.unique(numbers[order] // width, return_index=True)[1]]
         numbers, positions, scores = numbers[best], positions[best], scores[best]
-    return Relevance(positions, scores)
+    of = np.searchsorted([mark.start for mark in marks], positions, side="right") - 1
+    return Relevance(positions, scores, [marks[mark] for mark in of.tolist()])

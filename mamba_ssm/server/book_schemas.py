@@ -127,6 +127,7 @@ class Evidence(BaseModel):
     page: int | None
     section: str | None
     score: float
+    citation: str = Field(description='As people cite it: "§8.2 Photosynthesis, p. 187".')
 
 
 class BookAnswer(BaseModel):
@@ -153,7 +154,15 @@ class BookAnswer(BaseModel):
             start=answer.start,
             end=answer.end,
             evidence=[
-                Evidence(text=p.text, start=p.start, end=p.end, page=p.page, section=p.section, score=p.score)
+                Evidence(
+                    text=p.text,
+                    start=p.start,
+                    end=p.end,
+                    page=p.page,
+                    section=p.section,
+                    score=p.score,
+                    citation=book.citation(p),
+                )
                 for p in answer.evidence
             ],
         )
@@ -164,6 +173,8 @@ class Stretch(BaseModel):
 
     start: int
     end: int
+    page: int | None
+    section: str | None
     score: float
 
 
@@ -178,8 +189,11 @@ class Windows(BaseModel):
     @classmethod
     def of(cls, asked: book.ShelfBook, question: str, found: book.Relevance) -> Windows:
         starts = [0, *found.positions[1:].tolist()]
-        spans = zip(starts, [*starts[1:], asked.characters], found.scores.tolist(), strict=True)
-        stretches = [Stretch(start=start, end=end, score=score) for start, end, score in spans]
+        parts = zip(starts, [*starts[1:], asked.characters], found.marks, found.scores.tolist(), strict=True)
+        stretches = [
+            Stretch(start=start, end=end, page=mark.page, section=mark.section, score=score)
+            for start, end, mark, score in parts
+        ]
         return cls(book_id=asked.id, question=question, windows=stretches)
 
 
@@ -202,8 +216,7 @@ class CitedPassage(BaseModel):
 
     start: int = Field(ge=0, description=START)
     end: int = Field(ge=0, description=END)
-    page: int | None = None
-    section: str | None = Field(None, max_length=1000)
+    citation: str = Field("", max_length=1000)
 
 
 class Turn(BaseModel):

@@ -72,12 +72,8 @@ def _plain(text: str) -> str:
 
 
 def _place(title: str, passage: CitedPassage) -> str:
-    parts = [f"*{_plain(title)}*"]
-    if passage.page is not None:
-        parts.append(f"p. {passage.page}")
-    if passage.section:
-        parts.append(_plain(passage.section))
-    return ", ".join([*parts, f"characters {passage.start}–{passage.end}"])
+    cited = [f"*{_plain(title)}*", *([_plain(passage.citation)] if passage.citation else [])]
+    return ", ".join([*cited, f"characters {passage.start}–{passage.end}"])
 
 
 def _key(book: ShelfBook) -> str:

@@ -255,14 +255,14 @@ def export(http, form, *turns):
 
 def test_a_conversation_is_exported_with_the_books_own_words(http, mill):
     start = text_of(http, mill, 0, 40).index("old oak")
-    cited = {"start": start, "end": start + 60, "page": 1, "section": "The gate <b>"}
+    cited = {"start": start, "end": start + 60, "citation": "The gate <b>, p. 1"}
     answer = export(http, "markdown", turn(mill, start=start, end=start + 7, evidence=[cited]))
     assert answer.headers["content-type"].startswith("text/markdown")
     written = answer.text
     assert "## Why \\*now\\*?" in written
     assert "nine hundred \\[1\\]" in written
     words = " ".join(text_of(http, mill, start, start + 60).split())
-    assert f"> \\[1\\] {words}\n>\n> — *mill*, p. 1, The gate \\<b\\>, characters {start}–{start + 60}" in written
+    assert f"> \\[1\\] {words}\n>\n> — *mill*, The gate \\<b\\>, p. 1, characters {start}–{start + 60}" in written
 
 
 def test_untold_answers_say_so_in_an_export(http, mill):

@@ -54,7 +54,7 @@ at("ask").addEventListener("submit", async (event) => {
     const answer = await ask(book, question, node);
     said.push({
       book_id: book.id, question, answer: answer.answer, told: answer.told, confidence: answer.confidence, start: answer.start, end: answer.end,
-      evidence: answer.evidence.map(({ start, end, page, section }) => ({ start, end, page, section })),
+      evidence: answer.evidence.map(({ start, end, citation }) => ({ start, end, citation })),
     });
     if (current === book) at("export").hidden = false;
   } catch (error) {

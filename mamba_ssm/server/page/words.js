@@ -14,8 +14,9 @@ export function sureness(answer) {
   return `Little more than a guess: ${share}.`;
 }
 
-/** Page and section of a passage, or how far into the book it is. */
+/** What cites a passage, else the page and section of a place, or how far into the book it is. */
 export function place(passage, characters) {
+  if (passage.citation) return passage.citation;
   const parts = [];
   if (passage.page) parts.push(`page ${passage.page}`);
   if (passage.section) parts.push(passage.section);
