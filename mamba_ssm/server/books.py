@@ -17,7 +17,7 @@ from mamba_ssm.server import book_schemas as schemas
 from mamba_ssm.server import export
 from mamba_ssm.server.problems import Problem, described
 from mamba_ssm.server.service import Service, TheService, unless_gone
-from mamba_ssm.server.sse import EventStream
+from mamba_ssm.server.sse import STREAMED, EventStream
 from mamba_ssm.server.uploads import Upload, Uploads
 from mamba_ssm.text.pdf_page import MAX_WIDTH, draw_page, page_count, word_boxes
 
@@ -129,13 +129,10 @@ def read_text(book: TheBook, uploads: TheUploads, start: Start = 0, end: End | N
     return schemas.BookText(start=start, end=stop, text=uploads.shelf.text(book.id, start, stop))
 
 
-Streamed: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-
-
 @router.post(
     "/books/{book_id}/ask",
     response_model=schemas.BookAnswer,
-    responses={200: Streamed, **described(400, 401, 404, 429, 503, 504)},
+    responses={200: STREAMED, **described(400, 401, 404, 429, 503, 504)},
 )
 async def ask(
     body: schemas.AskRequest, book: TheBook, request: Request, uploads: TheUploads, service: TheService

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from mamba_ssm.models.batching import Token
 from mamba_ssm.server import book_chat
-from mamba_ssm.server.completions import ERRORS, STREAMED
+from mamba_ssm.server.completions import ERRORS
 from mamba_ssm.server.generation import Generation
 from mamba_ssm.server.problems import Problem
 from mamba_ssm.server.schemas import (
@@ -27,7 +27,7 @@ from mamba_ssm.server.schemas import (
     Usage,
 )
 from mamba_ssm.server.service import TheService, unless_gone
-from mamba_ssm.server.sse import EventStream, chunk
+from mamba_ssm.server.sse import STREAMED, EventStream, chunk
 from mamba_ssm.text.tokenizer import Tokenizer
 
 router = APIRouter(prefix="/v1")

@@ -15,12 +15,10 @@ from mamba_ssm.server.generation import Generation
 from mamba_ssm.server.problems import Problem, described
 from mamba_ssm.server.schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
 from mamba_ssm.server.service import Service, TheService, unless_gone
-from mamba_ssm.server.sse import EventStream
+from mamba_ssm.server.sse import STREAMED, EventStream
 from mamba_ssm.text.tokenizer import Tokenizer
 
 router = APIRouter(prefix="/v1")
-EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
-STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 ERRORS = described(400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 

@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 from mamba_ssm.server import problems
 
 DONE = "data: [DONE]\n\n"
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": _EVENT}}}
+"""What OpenAPI says of a response of events."""
 
 
 def chunk(
