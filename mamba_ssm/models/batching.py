@@ -78,7 +78,7 @@ class Continuation:
 
 
 class Batch:
-    """Up to ``slots`` texts of one model, each by its own settings, as if it were alone. For one thread."""
+    """Up to ``slots`` texts of one model, each by its own settings, as if it were alone in it. For one thread."""
 
     @torch.inference_mode()
     def __init__(self, model: Any, slots: int) -> None:
@@ -126,6 +126,8 @@ class Batch:
     def _decode(self) -> list[tuple[Continuation, Token]]:
         ids = [[text.last] for text in self.rows]
         if self.graph is None:
+            # One row by itself is computed in another order than among others: a free one keeps it company.
+            ids += [[0]] * (len(ids) == 1 < self.slots)
             return self._choose(self.rows, self.model.step(torch.tensor(ids, device=self.device), self.params))
         # All slots, always: one graph is enough, and the choice of kernels does not depend on who else is there.
         tokens = torch.tensor(ids + [[0]] * (self.slots - len(ids)), device=self.device)

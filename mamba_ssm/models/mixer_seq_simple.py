@@ -354,13 +354,15 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
     def step(self, input_ids: Tensor, inference_params: InferenceParams) -> Tensor:
         """One more token for each row of a cache: input_ids (B, 1) -> logits (B, V), without gradients.
 
-        As forward() does it, but on a CPU a row of the result is the same to the last bit whatever B is.
+        As forward() does it, but on a CPU a row of the result is the same to the last bit whatever B is, from 2 on.
         """
-        together = ROWS_OF_A_STEP.get(input_ids.device.type, input_ids.shape[0])  # so that the fused step takes them
+        rows = input_ids.shape[0]
+        together = ROWS_OF_A_STEP.get(input_ids.device.type, rows)  # so that the fused step takes them
         hidden_states = []
         first = inference_params.batch_size_offset
         try:
-            for part in input_ids.split(together):
+            # In even parts: one row by itself would be computed in another order.
+            for part in input_ids.tensor_split(-(-rows // together)):
                 hidden_states.append(self.backbone(part, inference_params))
                 inference_params.batch_size_offset += len(part)
         finally:

@@ -36,7 +36,7 @@ def finish(batch, texts):
 
 
 def alone(model, ids, sampling):
-    batch = Batch(model, 1)
+    batch = Batch(model, 2)  # with a single slot there are no neighbours to be independent of
     text = Continuation(ids, sampling)
     batch.add(text)
     return finish(batch, [text])[0]

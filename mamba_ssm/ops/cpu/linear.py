@@ -63,6 +63,34 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
 
 
 @fast
+def four_sums(address: Any, apart: Any, x: Any, count: Any, dtype: Any, value: Any) -> Any:
+    """x times each of four rows in memory, so many bytes apart: as many streams."""
+    w0, w1 = carray(pointer(address), (count,), dtype), carray(pointer(address + apart), (count,), dtype)
+    w2, w3 = (
+        carray(pointer(address + 2 * apart), (count,), dtype),
+        carray(pointer(address + 3 * apart), (count,), dtype),
+    )
+    a, b, c, d = ZERO, ZERO, ZERO, ZERO
+    for j in range(count):
+        a += value(w0[j]) * x[j]
+        b += value(w1[j]) * x[j]
+        c += value(w2[j]) * x[j]
+        d += value(w3[j]) * x[j]
+    return a, b, c, d
+
+
+@fast
+def four_products(address: Any, apart: Any, x: Any, count: Any, kind: Any) -> Any:
+    if kind == F32:
+        return four_sums(address, apart, x, count, np.float32, np.float32)
+    if kind == BF16:
+        return four_sums(address, apart, x, count, np.int16, float_of_bfloat)
+    if kind == F16:
+        return four_sums(address, apart, x, count, np.int16, float_of_half)
+    return four_sums(address, apart, x, count, np.int8, np.float32)
+
+
+@fast
 def eight_sums(address: Any, apart: Any, x: Any, x_row: Any, count: Any, dtype: Any, value: Any) -> Any:
     """Two x, so many numbers apart, times each of four rows in memory, so many bytes apart: as many streams."""
     w0, w1 = carray(pointer(address), (count,), dtype), carray(pointer(address + apart), (count,), dtype)
@@ -103,8 +131,8 @@ def multiply(
 ) -> None:
     """Rows first to last of a matrix of `inputs` columns, times each of a batch of x, to y, both so many numbers apart.
 
-    Four rows of the matrix at once, as many streams of memory, which all of the batch share. A row of y is the same to
-    the last bit however large the batch is: so a text does not depend on who else is decoded with it.
+    Four rows of the matrix at once, as many streams of memory, which all of the batch share. From two on, a row of y is
+    the same to the last bit however large the batch is: so a text does not depend on who else is decoded with it.
     """
     size = inputs * size_of(kind)
     quarter = (last - first) // 4
@@ -116,14 +144,20 @@ def multiply(
             prefetch(ahead + apart)
             prefetch(ahead + 2 * apart)
             prefetch(ahead + 3 * apart)
+        if batch == 1:
+            y[o], y[o + quarter], y[o + 2 * quarter], y[o + 3 * quarter] = four_products(at, apart, x, inputs, kind)
+            continue
         for b in range(0, batch, 2):
-            # The last one of an odd batch is taken twice: another loop, for one, would add in another order.
+            # The last one of an odd batch is taken twice: the loop for one may add in another order.
             other = min(b + 1, batch - 1)
             to, more = y[b * y_row :], y[other * y_row :]
             sums = eight_products(at, apart, x[b * x_row :], (other - b) * x_row, inputs, kind)
             to[o], to[o + quarter], to[o + 2 * quarter], to[o + 3 * quarter] = sums[:4]
             more[o], more[o + quarter], more[o + 2 * quarter], more[o + 3 * quarter] = sums[4:]
     for o in range(first + 4 * quarter, last):  # three at most
+        if batch == 1:
+            y[o] = four_products(weight + o * size, 0, x, inputs, kind)[0]
+            continue
         for b in range(batch):
             y[b * y_row + o] = eight_products(weight + o * size, 0, x[b * x_row :], 0, inputs, kind)[0]
 
