@@ -1,5 +1,6 @@
 """`mamba-esi serve`, as a process."""
 
+import functools
 import re
 import signal
 import socket
@@ -18,7 +19,10 @@ def start(*arguments, **options):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_answers_until_it_is_told_to_stop(tiny_model, book_path, number):
-    with start(book_path, "--model", tiny_model, "--port", 0, "--api-key", "secret") as process:
+    # A shell that runs the tests in the background may have told its children to ignore SIGINT.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    options = ("--model", tiny_model, "--port", 0, "--api-key", "secret")
+    with start(book_path, *options, preexec_fn=heed) as process:
         try:
             url = re.fullmatch(r"mamba-esi: listening on (http://127\.0\.0\.1:\d+)\n", process.stderr.readline())[1]
             assert httpx.get(f"{url}/healthz").status_code == 200
