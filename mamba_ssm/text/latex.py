@@ -184,7 +184,8 @@ class _Scan:
     def _maths(self, start: str, end: str) -> None:
         """Mathematics as it is written; a dollar that none closes is a dollar."""
         close = self._find(end)
-        while close < self.at + MATHS_CHARS and end == "$" and self.source[close - 1 : close] == "\\":
+        most = min(self.at + MATHS_CHARS, len(self.source))
+        while close < most and end == "$" and self.source[close - 1 : close] == "\\":
             close = self.source.find(end, close + 1) % (len(self.source) + 1)
         if close > min(self._find("\n\n"), self.at + MATHS_CHARS, len(self.source) - 1):
             self.flow.append(start)

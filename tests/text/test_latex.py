@@ -146,3 +146,8 @@ SOURCE = st.lists(st.sampled_from([*PARTS.split(" "), "\n", "\n\n", " "]), max_s
 def test_any_source_gives_text_or_a_book_error(tmp_path: Path, source: str) -> None:
     with contextlib.suppress(BookError):  # and nothing else
         assert pieces(tmp_path, "x" + source) == pieces(tmp_path, "x" + source)
+
+
+@pytest.mark.timeout(20)
+def test_a_dollar_that_none_closes_before_a_last_backslash(tmp_path: Path) -> None:
+    assert text(tmp_path, "It costs $5 \\").startswith("It costs $5")
