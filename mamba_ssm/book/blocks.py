@@ -116,6 +116,17 @@ class _Text:
         return text, offset, marks
 
 
+def text_of(blocks: Iterable[Block], start: int, end: int | None) -> str:
+    """Characters start:end of a book, from the blocks that hold them; None for ``end`` takes all that there are."""
+    parts = []
+    for block in blocks:
+        if end is not None and block.offset >= end:
+            break
+        parts.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
+        start = max(start, block.offset + len(block.text))  # the texts of blocks may overlap
+    return "".join(parts)
+
+
 def text_blocks(pieces: Iterable[Piece], tokenizer: Tokenizer, size: int) -> Iterator[Block]:
     """Blocks of ``size`` tokens, the last one of 1 to ``size``."""
     text, first = _Text(), 0

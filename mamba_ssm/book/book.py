@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mamba_ssm.book.answers import Answer, Reply, Seconds, check, plain_prompt, reply, windows_for
+from mamba_ssm.book.blocks import text_of
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.progress import bar
@@ -159,13 +160,7 @@ class Book:
 
     def text(self, start: int = 0, end: int | None = None) -> str:
         """Characters start:end of the book's text, which the offsets of passages count."""
-        parts = []
-        for block in self._source.texts():
-            if end is not None and block.offset >= end:
-                break
-            parts.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
-            start = max(start, block.offset + len(block.text))  # the texts of blocks may overlap
-        return "".join(parts)
+        return text_of(self._source.texts(), start, end)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read to one file, for `load_book`. Raises BookError where that cannot be."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mamba_ssm.book import index
 from mamba_ssm.book.answers import Answer, Seconds, check, reply, windows_for
-from mamba_ssm.book.blocks import Block
+from mamba_ssm.book.blocks import Block, text_of
 from mamba_ssm.book.book import MAX_NEW_TOKENS, PASSAGES, Book
 from mamba_ssm.book.engine import Engine, half_windows
 from mamba_ssm.book.find import Finder, Found, Window
@@ -182,11 +182,7 @@ class Shelf:
 
     def text(self, key: str, start: int = 0, end: int | None = None) -> str:
         """Characters start:end of a book's text."""
-        pieces = []
-        for block in self._blocks(self.book(key), start, end):
-            pieces.append(block.text[max(start - block.offset, 0) : None if end is None else end - block.offset])
-            start = max(start, block.offset + len(block.text))
-        return "".join(pieces)
+        return text_of(self._blocks(self.book(key), start, end), start, end)
 
     def on_page(self, key: str, page: int, start: int, end: int) -> tuple[int, int]:
         """Which of characters start:end of a book's text are on a page: where they begin and end."""

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mamba_ssm.cli.options import BookArgument, Device, DeviceOption, EsiOption, JsonOption, ModelOption
+from mamba_ssm.cli.options import (
+    BookArgument,
+    Device,
+    DeviceOption,
+    EsiOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    PassagesOption,
+    TopKOption,
+)
 from mamba_ssm.cli.output import write
 from mamba_ssm.errors import QuestionError
 
@@ -29,15 +39,13 @@ def ask(
     as_json: JsonOption = False,
     model: ModelOption = None,
     esi: EsiOption = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Windows the model reads. (default: its own number)")
-    ] = None,
+    top_k: TopKOption = None,
     device: DeviceOption = Device.auto,
     no_esi: Annotated[
         bool, typer.Option("--no-esi", help="Read the whole book with the model alone, without search and injection.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 32,
-    passages: Annotated[int, typer.Option(min=0, max=256, help="Passages of evidence to show.")] = 8,
+    max_new_tokens: MaxNewTokensOption = 32,
+    passages: PassagesOption = 8,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw the scores along the book to a .png, .svg or .pdf file."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption
+from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption, PassagesOption
 from mamba_ssm.errors import MambaESIError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def chat(
     model: ModelOption = None,
     esi: EsiOption = None,
     device: DeviceOption = Device.auto,
-    passages: Annotated[int, typer.Option(min=0, max=256, help="Passages of evidence to show.")] = 3,
+    passages: PassagesOption = 3,
 ) -> None:
     """Ask BOOKs one question after another, in a terminal or from a pipe."""
     typed = sys.stdin.isatty()

@@ -37,4 +37,11 @@ ModelOption = Annotated[
 ]
 EsiOption = Annotated[str | None, typer.Option("--esi", metavar="FOLDER", help="What `train esi` wrote for the model.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", min=1, max=256, help="Windows the model reads. (default: its own number)")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, max=4096, help="The longest answer, in tokens.")
+]
+PassagesOption = Annotated[int, typer.Option("--passages", min=0, max=256, help="Passages of evidence to show.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, JsonOption, ModelOption
+from mamba_ssm.cli.options import (
+    Device,
+    DeviceOption,
+    EsiOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    PassagesOption,
+    TopKOption,
+)
 from mamba_ssm.cli.output import one_line, write
 from mamba_ssm.errors import MambaESIError
 
@@ -98,12 +107,10 @@ def ask(
     shelf: ShelfOption = None,
     model: ModelOption = None,
     esi: EsiOption = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Windows the model reads. (default: its own number)")
-    ] = None,
+    top_k: TopKOption = None,
     device: DeviceOption = Device.auto,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 32,
-    passages: Annotated[int, typer.Option(min=0, max=256, help="Passages of evidence to show.")] = 8,
+    max_new_tokens: MaxNewTokensOption = 32,
+    passages: PassagesOption = 8,
 ) -> None:
     """Answer a question from the books of the shelf, with the passages that the answer comes from."""
     if not question.strip():
