@@ -93,6 +93,13 @@ class Reply:
     told: bool = True
     book: str | None = None
 
+    def answer(self, question: str, passages: int, model: str, book: BookInfo, seconds: Seconds) -> Answer:
+        """As the answer to a question, with so many of the passages."""
+        evidence = self.evidence[:passages]
+        return Answer(
+            question, self.text, self.confidence, evidence, self.start, self.end, model, book, seconds, self.told
+        )
+
 
 def check(questions: Sequence[str], top_k: int | None, passages: int, limit: int) -> None:
     """Raise QuestionError for a question without words, ValueError for numbers that are out of range."""

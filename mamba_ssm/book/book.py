@@ -105,18 +105,7 @@ class Book:
             said = next(replies)
             seconds = Seconds(read, searched, time.perf_counter() - started)
             assert self.info is not None
-            yield Answer(
-                question,
-                said.text,
-                said.confidence,
-                said.evidence[:passages],
-                said.start,
-                said.end,
-                self.engine.name,
-                self.info,
-                seconds,
-                said.told,
-            )
+            yield said.answer(question, passages, self.engine.name, self.info, seconds)
 
     def _search(
         self, questions: Sequence[str], context: str, top_k: int, passages: int, limit: int, report: Report | None

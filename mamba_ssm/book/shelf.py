@@ -245,18 +245,9 @@ class Shelf:
         searched = time.perf_counter()
         said = reply(engine, question, embedded, found, top_k, max_new_tokens)
         book = next(iter(asked.values())) if said.book is None else asked[said.book]
-        answer = Answer(
-            question,
-            said.text,
-            said.confidence,
-            said.evidence[:passages],
-            said.start,
-            said.end,
-            engine.name,
-            BookInfo(book.path, book.sha256, book.tokens, book.characters),
-            Seconds(0.0, searched - started, time.perf_counter() - searched),
-            said.told,
-        )
+        info = BookInfo(book.path, book.sha256, book.tokens, book.characters)
+        seconds = Seconds(0.0, searched - started, time.perf_counter() - searched)
+        answer = said.answer(question, passages, engine.name, info, seconds)
         self._library.record(now(), list(asked), answer.to_dict())
         return answer
 
