@@ -25,6 +25,10 @@ class QuestionError(MambaESIError):
     """A question, or a file of them, cannot be asked."""
 
 
+class CorpusError(MambaESIError):
+    """A corpus cannot be written or opened: a source that is no text, other sources, a missing or damaged file."""
+
+
 class ServerError(MambaESIError):
     """The server cannot start: a package is missing, or its address is taken."""
 

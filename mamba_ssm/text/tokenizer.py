@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,6 +78,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._inner.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that ids depend on."""
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, as a checkpoint has it beside its weights."""
         partial = Path(folder) / f".{FILE}.part"
@@ -96,6 +102,15 @@ class Tokenizer:
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         return Encoded(np.array(encoding.ids, dtype=np.int32), spans[:, 0].copy(), spans[:, 1].copy())
 
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The ids (L,) of each text, on all cores; RAYON_NUM_THREADS says how many. As `encode` has them."""
+        try:
+            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            whole = [_SURROGATE.sub("\ufffd", text) for text in texts]
+            encodings = self._inner.encode_batch_fast(whole, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
     def encode_stream(self, pieces: Iterable[str], block: int = 65536) -> Iterator[Encoded]:
         """The tokens of "".join(pieces) in blocks of at most `block` characters, with offsets into the whole.
 
@@ -104,7 +119,7 @@ class Tokenizer:
         Memory is bounded by `block` and the longest piece.
         """
         offset = 0
-        for text in _blocks(pieces, block):
+        for text in cut_blocks(pieces, block):
             ids, starts, ends = self.encode(text)
             yield Encoded(ids, starts + offset, ends + offset)
             offset += len(text)
@@ -115,7 +130,7 @@ class Tokenizer:
         return self._inner.decode([int(i) for i in ids if int(i) not in special], skip_special_tokens=False)
 
 
-def _blocks(pieces: Iterable[str], block: int) -> Iterator[str]:
+def cut_blocks(pieces: Iterable[str], block: int) -> Iterator[str]:
     """The joined pieces, cut where it is safe: no token would span the cut."""
     waiting: list[str] = []
     length = 0
