@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mamba_ssm.cli.options import Device, DeviceOption
+from mamba_ssm.cli.prepare import prepare
 from mamba_ssm.errors import CheckpointError, MambaESIError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mamba_ssm.training.examples import Examples
 
 app = typer.Typer(help="Train on your own questions.", no_args_is_help=True)
+app.command()(prepare)
 SHOWN_EVERY = 10  # steps: reading the loss waits for a GPU
 
 
