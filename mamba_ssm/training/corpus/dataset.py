@@ -61,7 +61,8 @@ class Dataset:
         if not any((self.folder / file).is_file() for file in SAVED):
             return datasets.load_dataset(str(self.folder), split=self.split, streaming=True)
         saved = datasets.load_from_disk(str(self.folder))
-        return saved[self.split] if isinstance(saved, datasets.DatasetDict) else saved
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+        return splits[self.split]
 
 
 @contextmanager
@@ -75,6 +76,6 @@ def _its_failures(name: str) -> Iterator[None]:
         ) from error
     try:
         yield
-    except (DatasetsError, OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:300]
+    except (DatasetsError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise CorpusError(f"{name}: cannot be read ({why}); check its name, its split and the connection") from error
