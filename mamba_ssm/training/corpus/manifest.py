@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mamba_ssm.errors import CorpusError
+from mamba_ssm.text.tokenizer import FILE as TOKENIZER
 
 FILE, FORMAT = "manifest.json", 1
 SPLITS = ("train", "held_out")
@@ -28,7 +29,7 @@ _LARGEST = 1 << 62
 
 @dataclass(frozen=True)
 class Manifest:
-    """``sha256`` is of each file but the tokenizer's, by name; ``sources`` of what the corpus was made from and how."""
+    """``sha256`` is of each file by name; ``sources`` of what the corpus was made from and how."""
 
     format: int
     sources: str
@@ -91,7 +92,7 @@ class Manifest:
         # Compared before the names are made: a hostile count must not make a list of them.
         if min(counts[:3]) < 1 or -(-self.tokens // self.shard_tokens) > BYTES:
             raise ValueError("a size that no corpus has")
-        names = {name for name, _ in self.shards} | {split_name(split) for split in SPLITS}
+        names = {TOKENIZER, *(name for name, _ in self.shards), *map(split_name, SPLITS)}
         if not (isinstance(self.sha256, dict) and self.sha256.keys() == names):
             raise ValueError("checksums of other files than its own")
         if not all(isinstance(value, str) for value in self.sha256.values()):

@@ -93,8 +93,8 @@ class PackedBatches:
         end = position + self.length
         parts = []
         while position < end:
-            number, offset = divmod(position, self.tokens)
-            parts.append(self._stretch(self._epoch(number), offset, min(offset + end - position, self.tokens)))
+            later, offset = divmod(position, self.tokens)
+            parts.append(self._stretch(self._epoch(later), offset, min(offset + end - position, self.tokens)))
             position += parts[-1].shape[1]
         return np.concatenate(parts, axis=1)
 

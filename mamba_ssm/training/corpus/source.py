@@ -63,8 +63,10 @@ class Files:
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise CorpusError(f"{path}: no such file or folder; check the path")
-    if not path.is_dir():
+    if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise CorpusError(f"{path}: neither a file nor a folder; save it to disk first")
     # Empty files, such as __init__.txt in many trees, are no documents; those given by name are an error.
     found = sorted(
         file

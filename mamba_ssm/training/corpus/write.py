@@ -28,8 +28,8 @@ from mamba_ssm.training.corpus.manifest import Manifest
 from mamba_ssm.training.corpus.source import Files, Source
 
 SHARD_TOKENS = 1 << 28  # half a gigabyte, or one
-BLOCK_CHARS = 8192  # what a core tokenises at a time: measured to be twice as fast as 65,536
-BATCH_CHARS = 1 << 21  # some hundred blocks, so that all cores have work
+BLOCK_CHARS = 8192  # what a core tokenises at a time: small, so that none waits long for another
+BATCH_CHARS = 1 << 21  # some hundred blocks, so that many cores have work
 
 
 class Progress(NamedTuple):
@@ -60,6 +60,7 @@ def write_corpus(
             file, a line, or a row. After each comes the tokenizer's end-of-text token, where it has one.
         field: Where the text is in JSON lines and in data sets.
         split: Of data sets.
+        shard_tokens: In a file.
 
     The folder appears when all is written: a run that is stopped leaves none. Raises CorpusError for a folder with
     anything else in it, or a corpus of other sources or another tokenizer, and for a source that is no text; BookError
@@ -133,7 +134,7 @@ def _write(
     for name, span in spans.items():
         span.astype("<i8").tofile(folder / manifest.split_name(name))
     tokenizer.save(folder)
-    files = {path.name: sha256_of(path) for path in sorted(folder.glob("*.bin"))}
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     counts = {name: len(span) for name, span in spans.items()}
     Manifest(manifest.FORMAT, wanted, shards.dtype.name, vocab_size, shards.tokens, shard_tokens, counts, files).write(
         folder

@@ -44,7 +44,7 @@ def test_a_missing_file_is_named(folder, name):
         Corpus.open(folder)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "tokenizer.json"])
 def test_a_flipped_bit_is_found(folder, name):
     corpus = Corpus.open(folder)
     corpus.verify()

@@ -27,7 +27,8 @@ def corpus_of(folder, lengths, shard_tokens=BIG, ids=None):
     for number, start in enumerate(range(0, len(tokens), shard_tokens)):
         tokens[start : start + shard_tokens].astype("<u2").tofile(folder / shard_name(number))
     np.stack([ends - lengths, ends], axis=1).astype("<i8").tofile(folder / split_name("train"))
-    (folder / split_name("held_out")).touch()
+    for name in (split_name("held_out"), "tokenizer.json"):
+        (folder / name).touch()
     files = {path.name: sha256_of(path) for path in folder.iterdir()}
     counts = dict(zip(SPLITS, (len(lengths), 0), strict=True))
     Manifest(FORMAT, "", "uint16", BIG, len(tokens), shard_tokens, counts, files).write(folder)

@@ -136,6 +136,7 @@ def test_another_field(tmp_path, tokenizer, lines):
         ("empty.txt", b"", "empty"),
         ("empty.jsonl", b"", "no text in them"),
         ("missing.txt", None, "no such file"),
+        ("/dev/zero", None, "neither a file nor a folder"),
     ],
 )
 def test_unreadable_sources_leave_nothing(tmp_path, tokenizer, name, content, error):
