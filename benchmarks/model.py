@@ -56,8 +56,13 @@ class Sizes(NamedTuple):
 
 
 PUBLISHED = Sizes(
-    models={name: MambaConfig.published(f"mamba-{name}") for name in ("130m", "2.8b")},
-    train={("130m", 16, 2048): (208.8, 34.6e9), ("130m", 4, 8192): (215.9, 34.6e9)},
+    models={name: MambaConfig.published(f"mamba-{name}") for name in ("130m", "370m", "1.4b", "2.8b")},
+    train={
+        ("130m", 16, 2048): (208.8, 34.6e9),
+        ("130m", 4, 8192): (215.9, 34.6e9),
+        ("370m", 16, 2048): None,
+        ("1.4b", 8, 2048): None,
+    },
     prefill={
         ("130m", 1, 100): 23.6,
         ("130m", 128, 100): 36.1,

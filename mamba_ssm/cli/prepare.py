@@ -20,7 +20,7 @@ def prepare(
         typer.Argument(
             metavar="SOURCE...",
             help="Files and folders of books, text (.txt.gz too) and JSON lines (.jsonl, .jsonl.gz); "
-            "hf:OWNER/NAME[/CONFIG] or hf:FOLDER for data sets.",
+            "hf:OWNER/NAME, hf:OWNER/NAME/CONFIG or hf:FOLDER for data sets.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new or empty folder.")],
