@@ -73,7 +73,9 @@ def save(
             shutil.rmtree(part, ignore_errors=True)
         before = newest(out)
         kept = f"{before} is the last good checkpoint" if before else "there is no checkpoint before it"
-        raise TrainingError(f"{folder} cannot be written ({_reason(error)}): make room, then --resume; {kept}") from error
+        raise TrainingError(
+            f"{folder} cannot be written ({_reason(error)}): make room, then --resume; {kept}"
+        ) from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -115,7 +115,11 @@ def _model(config: LMConfig, corpus: Corpus) -> MambaLMHeadModel:
     """In fp32, on the CPU; the same in every process."""
     if config.start is None:
         torch.manual_seed(config.seed)
-        sizes = {"d_model": config.new.d_model, "n_layer": config.new.n_layer, "ssm_cfg": {"d_state": config.new.d_state}}
+        sizes = {
+            "d_model": config.new.d_model,
+            "n_layer": config.new.n_layer,
+            "ssm_cfg": {"d_state": config.new.d_state},
+        }
         try:
             return MambaLMHeadModel(MambaConfig.from_dict({**sizes, "vocab_size": corpus.vocab_size}), device="cpu")
         except ValueError as error:
@@ -131,4 +135,6 @@ def _write(tensors: dict[str, Tensor], model: MambaLMHeadModel, corpus: Corpus, 
         corpus.tokenizer().save(out)
         model_files.write(tensors, model.config.to_dict(), out)
     except OSError as error:
-        raise TrainingError(f"{out}: the model cannot be written ({error.strerror}): make room, then --resume") from error
+        raise TrainingError(
+            f"{out}: the model cannot be written ({error.strerror}): make room, then --resume"
+        ) from error
