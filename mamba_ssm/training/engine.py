@@ -274,7 +274,7 @@ class _Loop(Generic[Batch]):
 
 @contextmanager
 def _told_to_stop() -> Iterator[Sequence[signal.Signals]]:
-    """A list that SIGINT and SIGTERM are put into. Any number of them: a launcher passes on what a terminal sent, too."""
+    """A list that SIGINT and SIGTERM are put into: any number, for a launcher repeats what a terminal sent as well."""
     told: list[signal.Signals] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda n, frame: told.append(signal.Signals(n))) for number in numbers]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -115,13 +116,10 @@ def _model(config: LMConfig, corpus: Corpus) -> MambaLMHeadModel:
     """In fp32, on the CPU; the same in every process."""
     if config.start is None:
         torch.manual_seed(config.seed)
-        sizes = {
-            "d_model": config.new.d_model,
-            "n_layer": config.new.n_layer,
-            "ssm_cfg": {"d_state": config.new.d_state},
-        }
+        new, vocabulary = config.new, corpus.vocab_size
+        sizes = MambaConfig(new.d_model, n_layer=new.n_layer, vocab_size=vocabulary, ssm_cfg={"d_state": new.d_state})
         try:
-            return MambaLMHeadModel(MambaConfig.from_dict({**sizes, "vocab_size": corpus.vocab_size}), device="cpu")
+            return MambaLMHeadModel(sizes, device="cpu")
         except ValueError as error:
             raise TrainingError(f"new: {error}") from error
     model = MambaLMHeadModel.from_pretrained(config.start, device="cpu", dtype=torch.float32)
@@ -134,7 +132,5 @@ def _write(tensors: dict[str, Tensor], model: MambaLMHeadModel, corpus: Corpus, 
     try:
         corpus.tokenizer().save(out)
         model_files.write(tensors, model.config.to_dict(), out)
-    except OSError as error:
-        raise TrainingError(
-            f"{out}: the model cannot be written ({error.strerror}): make room, then --resume"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"no model can be written to {out} ({error}): make room, then --resume") from error

@@ -15,5 +15,5 @@ def cosine(steps: int, warmup: int) -> Schedule:
 
 
 def wsd(steps: int, warmup: int, decay: int) -> Schedule:
-    """Warm-up, stable, decay: up, level, and down in a line over the last ``decay`` steps (Hu et al. 2024, 2404.06395)."""
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): level, and down in a line over the last steps."""
     return lambda s: min((s + 1) / max(1, warmup), 1.0, max(0, steps - s) / max(1, decay))
