@@ -26,7 +26,7 @@ class LoopConfig:
     lr: float = 6e-4
     """The learning rate at its highest."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warm-up, down half a cosine; or level, and down in a line at the end."""
+    """After the warm-up; cosine: down half a cosine; wsd: level, and down in a line at the end."""
     warmup: int = 100
     """Steps until the learning rate is at its highest."""
     decay_steps: int = 0
@@ -36,11 +36,11 @@ class LoopConfig:
     clip: float = 1.0
     """The largest norm of a step's gradient."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: products in bf16 by autocast, parameters in fp32."""
+    """bf16: products in bf16 by autocast, parameters in fp32; fp32: all of it."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """Of a model, each process has a copy; or a part."""
+    """What each process has of the model; ddp: a copy; fsdp2: a part."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """auto, cpu or cuda: where to compute."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: int = 500
@@ -60,11 +60,11 @@ class NewModel:
     """The sizes of a model that starts from nothing: by default those of mamba-130m."""
 
     d_model: int = 768
-    """Its width."""
+    """Width of a new model."""
     n_layer: int = 24
-    """Its blocks."""
+    """Blocks of a new model."""
     d_state: int = 16
-    """State of a channel."""
+    """State of a channel of a new model."""
 
 
 @dataclass(kw_only=True)
@@ -83,9 +83,9 @@ class LMConfig(LoopConfig):
     accumulate: int = 1
     """In how many parts, one after the other, a process takes its rows of a step."""
     compile: bool = False
-    """Compile each block with torch.compile."""
+    """true: compile each block with torch.compile."""
     checkpoint_activations: bool = False
-    """Keep only what goes into a block, and compute the rest again for its gradient."""
+    """true: keep only what goes into a block, and compute the rest again for its gradient."""
     eval_batches: int = 16
     """Steps' worth of held-out text in an evaluation."""
 
@@ -138,7 +138,7 @@ def parser_of_lm() -> ArgumentParser:
     parser = ArgumentParser(prog="mamba-esi train lm", exit_on_error=False)
     parser.add_argument("--config", action="config", metavar="FILE", help="A YAML file of these settings.")
     parser.add_argument(
-        "--resume", action="store_true", help="Go on from the newest checkpoint in OUT; begin where there is none."
+        "--resume", action="store_true", help="Go on from the newest checkpoint of --out, or begin where there is none."
     )
     parser.add_class_arguments(LMConfig)
     return parser
