@@ -113,10 +113,9 @@ def load(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         raise _damaged(folder, error) from error
 
 
-def whole(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters on the CPU, put together where processes have parts of them. Every process calls this."""
-    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    return {name: (p.full_tensor() if isinstance(p, DTensor) else p).cpu() for name, p in parameters}
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, put together where processes have parts of them. Every process calls this."""
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu() for name, t in tensors.items()}
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

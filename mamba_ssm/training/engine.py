@@ -40,7 +40,9 @@ Metrics = dict[str, float]
 class Recipe(Protocol[Batch]):
     """What a run learns. ``tokens``: of a step. ``data``: names what it learns from, and is kept with a checkpoint."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
+
     tokens: int
     data: str
 

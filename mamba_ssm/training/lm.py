@@ -77,8 +77,9 @@ class LanguageModel:
     def loss(self, batch: Packed) -> Tensor:
         hidden = self.model.backbone(batch.input_ids, seq_idx=batch.seq_idx)
         assert isinstance(hidden, Tensor)
+        head: Any = self.model.lm_head
         targets = batch.targets.flatten()
-        loss = linear_cross_entropy(hidden.flatten(0, 1), self.model.lm_head.weight, targets, NO_TARGET)
+        loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets, NO_TARGET)
         # The mean over no targets is none; such a batch counts for nothing.
         return torch.where((targets != NO_TARGET).any(), loss, 0.0)
 
@@ -106,7 +107,7 @@ def train_lm(
             raise TrainingError(f"{out} cannot be made ({error.strerror}): give another folder with --out") from error
         stopped = run(LanguageModel(model, corpus, config), config, accelerator, resume, report)
         if stopped is None:
-            tensors = checkpoints.whole(model)
+            tensors = checkpoints.whole(model_files.tensors_of(model, model.config.tie_embeddings))
             if accelerator.is_main_process:
                 _write(tensors, model, corpus, out)
         return stopped

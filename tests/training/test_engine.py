@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -135,16 +134,13 @@ def test_a_run_that_is_told_to_end_saves_its_step_first(config, whole, tmp_path)
     assert steps == list(range(1, STEPS + 1)), f"not one step again after {taken}"
 
 
-TORCHRUN = ("torch.distributed.run", "--nproc_per_node", 2)
-ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", 2)
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", 1)  # of more on CPUs, it asks for MPI
 
 
-def many(config, out, *more, launcher=TORCHRUN):
-    """A run of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = start(config, out, *more, launcher=[sys.executable, "-m", *launcher, "--master_port", port])
+def launched(config, out, *more, launcher=TORCHRUN):
+    """A run of two processes, or of a launcher's own number."""
+    process = start(config, out, *more, launcher=[sys.executable, "-m", *launcher])
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 0, said
     return out
@@ -153,7 +149,7 @@ def many(config, out, *more, launcher=TORCHRUN):
 @pytest.fixture(scope="module")
 def two(config, tmp_path_factory):
     """A run of two processes that nothing disturbed."""
-    return many(config, tmp_path_factory.mktemp("two") / "run")
+    return launched(config, tmp_path_factory.mktemp("two") / "run")
 
 
 def test_two_processes_learn_what_one_does(two, whole):
@@ -168,17 +164,21 @@ def test_one_process_resumes_what_two_began(config, two, whole, tmp_path):
 
 
 def test_two_processes_resume_to_the_last_bit(config, two, tmp_path):
-    same(many(config, stopped_at(8, two, tmp_path), "--resume"), two, since=8)
+    same(launched(config, stopped_at(8, two, tmp_path), "--resume"), two, since=8)
 
 
 def test_sharded_processes_resume_and_are_resumed(config, whole, tmp_path):
     """A copy in one process, then FSDP2 in two with activations computed again, then a copy in one again."""
     out = stopped_at(4, whole, tmp_path / "first")
     sharded = ["--resume", "--parallel", "fsdp2", "--checkpoint-activations", "true"]
-    near(many(config, out, *sharded, launcher=ACCELERATE), whole, since=4)
+    near(launched(config, out, *sharded), whole, since=4)
     out = stopped_at(8, out, tmp_path / "second")
     assert train(config, out, "--resume").exit_code == 0
     near(out, whole, since=8)
+
+
+def test_accelerate_launches_it_too(config, whole, tmp_path):
+    same(launched(config, stopped_at(8, whole, tmp_path), "--resume", launcher=ACCELERATE), whole, since=8)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(config, whole, tmp_path):
@@ -263,8 +263,7 @@ def test_a_finished_run_writes_its_model_again(config, whole, tmp_path):
 def test_a_tracker_is_given_what_is_measured(config, tmp_path):
     pytest.importorskip("tensorboardX")
     assert train(config, tmp_path, "--steps", 2, "--tracker", "tensorboard").exit_code == 0
-    (events,) = Path(tmp_path).rglob("*tfevents*")
-    assert b"held_out_perplexity" in events.read_bytes()
+    assert any(b"held_out_perplexity" in events.read_bytes() for events in Path(tmp_path).rglob("*tfevents*"))
 
 
 def test_a_tracker_that_is_not_there_is_named(config, tmp_path):
