@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,6 +36,7 @@ from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.ops import backend
 from mamba_ssm.ops.linear_cross_entropy import linear_cross_entropy
+from mamba_ssm.training.throughput import matrix_parameters
 from mamba_ssm.utils.generation import InferenceParams
 
 PEAK_FLOPS = 990e12
@@ -158,11 +159,6 @@ def train_step(model: MambaLMHeadModel, optimizer: torch.optim.Optimizer, ids: T
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def matrix_parameters(model: MambaLMHeadModel) -> int:
-    """Parameters that each token is multiplied with; the embedding counts as the head."""
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
 def train(sizes: Sizes, device: str, profile: Path | None) -> dict[str, Any]:

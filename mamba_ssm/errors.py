@@ -29,6 +29,10 @@ class CorpusError(MambaESIError):
     """A corpus cannot be written or opened: a source that is no text, other sources, a missing or damaged file."""
 
 
+class TrainingError(MambaESIError):
+    """A training run cannot begin, go on, or be resumed. What it has saved is still there."""
+
+
 class ServerError(MambaESIError):
     """The server cannot start: a package is missing, or its address is taken."""
 

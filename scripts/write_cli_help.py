@@ -6,11 +6,14 @@ python scripts/write_cli_help.py
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 
+import docstring_parser
 import typer
 
 from mamba_ssm.cli.main import app
+from mamba_ssm.training.config import LMConfig, LoopConfig, NewModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 MARK = "<!-- What follows is written by scripts/write_cli_help.py. -->\n"
@@ -39,7 +42,22 @@ def described(context: typer.Context, command: typer.core.TyperCommand) -> str:
         if record is not None:
             name, meaning = (" ".join(part.replace("|", "\\|").split()) for part in record)
             lines.append(f"| `{name}` | {meaning} |")
+    if command.name == "lm":
+        lines += settings()
     return "\n".join(lines) + "\n"
+
+
+def settings() -> Iterator[str]:
+    """Rows for the settings of ``train lm``, whose own parser takes them."""
+    yield "| `--config FILE` | A YAML file of these settings. |"
+    yield "| `--resume` | Go on from the newest checkpoint of `--out`, or begin where there is none. |"
+    for prefix, kind in (("", LoopConfig), ("", LMConfig), ("new.", NewModel)):
+        meanings = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
+        for setting in fields(kind):
+            if setting.name in meanings:
+                default = "" if setting.default in (MISSING, None) else f" [default: {setting.default}]"
+                needed = " [required]" if setting.default is setting.default_factory is MISSING else ""
+                yield f"| `--{prefix}{setting.name.replace('_', '-')}` | {meanings[setting.name]}{default}{needed} |"
 
 
 def written() -> str:

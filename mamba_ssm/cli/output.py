@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.text import Text
 
     from mamba_ssm.book import Answer, Passage
@@ -40,6 +41,14 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=False)
+
+
+def training_bar(console: Console) -> Progress:
+    """Steps of a training, and what its task's field ``said`` says of it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
 
 
 def show_answer(answer: Answer, name: str = "") -> None:

@@ -1,4 +1,4 @@
-"""``mamba-esi train``: train ESI for a checkpoint."""
+"""``mamba-esi train``: train ESI for a checkpoint, or a language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mamba_ssm.cli.lm import PASSED_ON, lm
 from mamba_ssm.cli.options import Device, DeviceOption
+from mamba_ssm.cli.output import training_bar
 from mamba_ssm.cli.prepare import prepare
 from mamba_ssm.errors import CheckpointError, MambaESIError
 
@@ -20,14 +22,15 @@ if TYPE_CHECKING:
     from mamba_ssm.text.tokenizer import Tokenizer
     from mamba_ssm.training.examples import Examples
 
-app = typer.Typer(help="Train on your own questions.", no_args_is_help=True)
+app = typer.Typer(help="Train on your own questions, or your own text.", no_args_is_help=True)
 app.command()(prepare)
+app.command(context_settings=PASSED_ON, add_help_option=False)(lm)
 SHOWN_EVERY = 10  # steps: reading the loss waits for a GPU
 
 
 @app.callback()
 def train() -> None:
-    """Train on your own questions."""
+    """Train on your own questions, or your own text."""
 
 
 @app.command()
@@ -125,19 +128,17 @@ def _prepared(folder: Path, tokenizer: Tokenizer, model: str) -> Examples:
 def _bar(steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[Tensor], None] | None]]:
     """Where to log and to report to: a bar with the loss on a terminal, else a line for each loss that is logged."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield (lambda line: print(line, file=sys.stderr)), None
         return
-    columns = (TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("train", total=steps, loss="")
+    with training_bar(console) as progress:
+        task = progress.add_task("train", total=steps, said="loss")
 
         def report(loss: Tensor) -> None:
             progress.advance(task)
             if int(progress.tasks[task].completed) % SHOWN_EVERY == 1:
-                progress.update(task, loss=f"{float(loss):.3f}")
+                progress.update(task, said=f"loss {float(loss):.3f}")
 
         yield (lambda line: None), report

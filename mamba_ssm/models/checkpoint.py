@@ -98,14 +98,14 @@ def _some(keys: list[str]) -> str:
 
 def save(model: nn.Module, config: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     """See MambaLMHeadModel.save_pretrained."""
-    write(_tensors(model, config.get("tie_embeddings", False)), config, folder)
+    write(tensors_of(model, config.get("tie_embeddings", False)), config, folder)
 
 
 def save_esi(model: MambaLMHeadModel, folder: str | os.PathLike[str]) -> None:
     """See MambaLMHeadModel.save_esi."""
     if model.esi is None:
         raise CheckpointError("there is no ESI to save: the model has none")
-    tensors = _tensors(model, model.config.tie_embeddings)
+    tensors = tensors_of(model, model.config.tie_embeddings)
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         raise CheckpointError("ESI is saved from a model in fp32, as it was trained: load it without a dtype")
     name = Path(model.checkpoint or "a model that was not loaded")
@@ -118,7 +118,7 @@ def save_esi(model: MambaLMHeadModel, folder: str | os.PathLike[str]) -> None:
     write(esi, about, folder, adapter.WEIGHTS_NAME, adapter.CONFIG_NAME)
 
 
-def _tensors(model: nn.Module, tied: bool) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module, tied: bool) -> dict[str, Tensor]:
     """What a checkpoint holds of a model: a head that is ``tied`` to the embedding is stored once."""
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise CheckpointError("weights in int8 are for decoding alone: save the model before to_int8()")

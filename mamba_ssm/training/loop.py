@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_ssm.training.capture import Captured
+from mamba_ssm.training.schedule import cosine
 
 Parts = dict[str, Tensor]
 """Losses, by name."""
@@ -70,9 +70,7 @@ def train(
     device = next(model.parameters()).device
     groups = parameter_groups(model.named_parameters(), lr, decay, slow or {})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device.type == "cuda")
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(1.0, s / steps)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(steps, warmup))
     started, trained = time.perf_counter(), [p for g in groups for p in g["params"]]
 
     def backward(batch: Any) -> Parts:
