@@ -105,11 +105,11 @@ async def _chunks(
         yield {**head, "choices": [chunk(index, {"role": "assistant", "content": ""})]}
     began = [False] * generation.choices
     async for piece in generation.pieces():
-        index, text, token, finish = piece.index, piece.text, piece.token, piece.finish
+        index, text, finish = piece.index, piece.text, piece.finish
         if not began[index]:
             text = text.lstrip()  # as in a whole answer
             began[index] = bool(text)
-        told = _logprobs([token] if token else [], tokenizer, body.logprobs)
+        told = _logprobs(piece.tokens, tokenizer, body.logprobs)
         if text or told is not None or finish is not None:
             delta = {"content": text} if text else {}
             yield {**head, "choices": [chunk(index, delta, finish, told.model_dump() if told else None)]}

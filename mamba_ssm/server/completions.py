@@ -95,8 +95,8 @@ async def _chunks(
 ) -> AsyncGenerator[dict[str, Any], None]:
     offsets = [0] * generation.choices
     async for piece in generation.pieces():
-        index, text, token, finish = piece.index, piece.text, piece.token, piece.finish
-        told = _logprobs([token] if token else [], tokenizer, body.logprobs is not None, offsets[index])
+        index, text, finish = piece.index, piece.text, piece.finish
+        told = _logprobs(piece.tokens, tokenizer, body.logprobs is not None, offsets[index])
         if not text and finish is None and told is None:
             continue  # half a character, or of a stop string perhaps
         if told is not None:

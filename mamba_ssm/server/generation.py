@@ -16,14 +16,14 @@ from mamba_ssm.server.worker import Stream
 Finish = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Piece:
-    """What a token added to choice ``index``. ``token`` is None for the end of a text, which is no part of it."""
+    """What tokens added to choice ``index``. The end of a text is no part of it, nor of ``tokens``."""
 
     index: int
-    text: str
-    token: Token | None
-    finish: Finish | None
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish: Finish | None = None
 
 
 @dataclass
@@ -79,24 +79,37 @@ class Generation:
         self._metrics.prompt_tokens.inc(self.prompt_tokens)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """All pieces of all choices, as they come."""
+        """All pieces of all choices, as they come.
+
+        A piece is a token, and more of them where these come faster than pieces can be sent.
+        """
         try:
-            async for index, token in self._stream:
-                text, finish, said = self._texts[index], token.finish, ""
-                is_end = token.id == self._end
-                if not is_end:
-                    said = text.push(token.id)
-                    self.completion_tokens += 1
-                if finish is not None:
-                    said += text.flush()
-                if text.stopped:
-                    if finish is None:
-                        self._stream.end(index)
-                    finish = "stop"
-                yield Piece(index, said, None if is_end else token, finish)
+            async for made in self._stream:
+                pieces: dict[int, Piece] = {}
+                for index, token in made:
+                    piece = pieces.setdefault(index, Piece(index))
+                    if piece.finish is None:
+                        self._add(piece, token)
+                for piece in pieces.values():
+                    yield piece
         finally:
             self._stream.cancel()
             self._metrics.tokens.inc(self.completion_tokens)
+
+    def _add(self, piece: Piece, token: Token) -> None:
+        """Another token of a text, which may be its last one."""
+        text, finish = self._texts[piece.index], token.finish
+        if token.id != self._end:
+            piece.text += text.push(token.id)
+            piece.tokens.append(token)
+            self.completion_tokens += 1
+        if finish is not None:
+            piece.text += text.flush()
+        if text.stopped:
+            if finish is None:
+                self._stream.end(piece.index)
+            finish = "stop"
+        piece.finish = finish
 
     async def whole(self) -> list[Choice]:
         """All choices, when the last of them has ended."""
@@ -104,8 +117,7 @@ class Generation:
         async for piece in self.pieces():
             choice = choices[piece.index]
             choice.text += piece.text
-            if piece.token is not None:
-                choice.tokens.append(piece.token)
+            choice.tokens += piece.tokens
             if piece.finish is not None:
                 choice.finish = piece.finish
         return choices

@@ -32,36 +32,45 @@ class _Text(Continuation):
 
 
 class Stream:
-    """The tokens of some texts as they come, as (index of the text, token); ends when all of them have ended.
+    """The tokens of some texts as they come, all that are there at once, as (index of the text, token).
 
-    Iterating raises TimeoutError when the time is up, Closed when the server goes down, and whatever the model raised.
+    It ends when all texts have ended. Iterating raises TimeoutError when the time is up, Closed when the server goes
+    down, and whatever the model raised.
     """
 
     def __init__(self, worker: Worker, prompts: Sequence[tuple[list[int], Sampling]], timeout: float) -> None:
         self.texts = [_Text(*prompt, self, index) for index, prompt in enumerate(prompts)]
         self._worker = worker
-        self._open = len(self.texts)
-        self._made: asyncio.Queue[tuple[int, Token] | BaseException] = asyncio.Queue()
+        self._open = set(range(len(self.texts)))  # those that have not ended
+        self._made: deque[tuple[int, Token] | BaseException] = deque()
+        self._some = asyncio.Event()
         self._timer = asyncio.get_running_loop().call_later(timeout, self.put, TimeoutError())
 
     def put(self, made: tuple[int, Token] | BaseException) -> None:
-        self._made.put_nowait(made)
+        self._made.append(made)
+        self._some.set()
 
     def __aiter__(self) -> Stream:
         return self
 
-    async def __anext__(self) -> tuple[int, Token]:
+    async def __anext__(self) -> list[tuple[int, Token]]:
         while self._open:
-            made = await self._made.get()
-            if isinstance(made, BaseException):
-                self.cancel()
-                raise made
-            index, token = made
-            if self.texts[index].cancelled:
-                continue
-            if token.finish is not None:
-                self._open -= 1
-            return index, token
+            await self._some.wait()
+            tokens = []
+            while self._made:
+                made = self._made.popleft()
+                if isinstance(made, BaseException):
+                    self.cancel()
+                    raise made
+                index, token = made
+                if self.texts[index].cancelled:
+                    continue
+                if token.finish is not None:
+                    self._open.discard(index)
+                tokens.append(made)
+            self._some.clear()
+            if tokens:
+                return tokens
         self.cancel()
         raise StopAsyncIteration
 
@@ -69,13 +78,13 @@ class Stream:
         """No more tokens of this text are wanted: its slot is freed."""
         if not self.texts[index].cancelled:
             self.texts[index].cancelled = True
-            self._open -= 1
+            self._open.discard(index)
             self._worker.wake()
 
     def cancel(self) -> None:
         """No more tokens are wanted."""
         self._timer.cancel()
-        self._open = 0
+        self._open.clear()
         for text in self.texts:
             text.cancelled = True
         self._worker.wake()
