@@ -177,6 +177,18 @@ def test_sharded_processes_resume_and_are_resumed(config, whole, tmp_path):
     near(out, whole, since=8)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_gpus_learn_what_a_cpu_does(config, whole, tmp_path, parallel):
+    out = launched(config, tmp_path / "run", "--device", "cuda", "--parallel", parallel)
+    assert losses(out)[STEPS] == pytest.approx(losses(whole)[STEPS], rel=1e-3)
+    again = launched(
+        config, stopped_at(8, out, tmp_path / "again"), "--resume", "--device", "cuda", "--parallel", parallel
+    )
+    assert losses(again)[STEPS] == pytest.approx(losses(whole)[STEPS], rel=1e-3)
+
+
 def test_accelerate_launches_it_too(config, whole, tmp_path):
     same(launched(config, stopped_at(8, whole, tmp_path), "--resume", launcher=ACCELERATE), whole, since=8)
 
