@@ -141,7 +141,10 @@ ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", 1)  # of
 def launched(config, out, *more, launcher=TORCHRUN):
     """A run of two processes, or of a launcher's own number."""
     process = start(config, out, *more, launcher=[sys.executable, "-m", *launcher])
-    said = process.communicate(timeout=200)[1]
+    try:
+        said = process.communicate(timeout=280)[1]
+    finally:
+        process.terminate()  # a launcher then ends its processes, too
     assert process.returncode == 0, said
     return out
 
