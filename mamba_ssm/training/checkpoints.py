@@ -27,6 +27,7 @@ from mamba_ssm.errors import TrainingError
 
 FOLDER, STATE = "checkpoints", "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
+_STATE = {"step": int, "config": dict, "data": str}
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
@@ -84,8 +85,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise _damaged(folder, ValueError(f"{STATE} names no step"))
+    if not isinstance(state, dict) or {name: type(state.get(name)) for name in _STATE} != _STATE:
+        raise _damaged(folder, ValueError(f"{STATE} is not what a run writes"))
     return state
 
 

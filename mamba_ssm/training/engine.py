@@ -76,50 +76,6 @@ class _Objective(nn.Module, Generic[Batch]):
             return self._loss(batch)
 
 
-@contextmanager
-def processes(config: LoopConfig, blocks: Sequence[str]) -> Iterator[Accelerator]:
-    """Join the other processes of the run, if there are any.
-
-    ``blocks``: classes of the modules that FSDP2 gathers one at a time. Raises TrainingError for what cannot be had.
-    """
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType, InitProcessGroupKwargs
-
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if on_cpu and config.device == "cuda":
-        raise TrainingError("device is cuda, and PyTorch finds none here: see `mamba-esi doctor`")
-    sharding = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=list(blocks),
-        cpu_ram_efficient_loading=False,
-    )
-    shards = config.parallel == "fsdp2"
-    try:
-        accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="no",
-            log_with=config.tracker,
-            project_dir=config.out,
-            fsdp_plugin=sharding if shards else None,
-            # What the processes tell one another in each step lies on the CPU, and need not wait for a GPU.
-            kwargs_handlers=[] if on_cpu else [InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl")],
-        )
-        if shards and accelerator.distributed_type == DistributedType.MULTI_CPU:
-            # Accelerate shards on GPUs alone; PyTorch does so on CPUs, too.
-            accelerator.state.distributed_type = DistributedType.FSDP
-            accelerator.state.fsdp_plugin = sharding
-        if accelerator.distributed_type == DistributedType.FSDP and not shards:
-            raise TrainingError("`accelerate launch` was told to use FSDP: give --parallel fsdp2 instead")
-        if config.tracker is not None and not accelerator.log_with:
-            raise TrainingError(f"the tracker {config.tracker} is not installed: pip install {config.tracker}")
-        yield accelerator
-        accelerator.end_training()
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def run(
     recipe: Recipe[Batch],
     config: LoopConfig,

@@ -26,10 +26,11 @@ from mamba_ssm.training import checkpoints
 from mamba_ssm.training.config import LMConfig
 from mamba_ssm.training.corpus import Corpus, Packed, PackedBatches
 from mamba_ssm.training.corpus.packing import NO_TARGET
-from mamba_ssm.training.engine import Metrics, processes, run
+from mamba_ssm.training.engine import Metrics, run
 from mamba_ssm.training.loop import parameter_groups
+from mamba_ssm.training.processes import processes
 
-BLOCKS = ("Block",)
+BLOCKS = ("Block",)  # what FSDP2 gathers at a time
 
 
 class LanguageModel:
@@ -60,14 +61,14 @@ class LanguageModel:
         )
 
     def batches(self, step: int, rank: int, ranks: int) -> Sequence[Packed]:
-        return self._in_parts(self._train.at(step, rank, ranks), ranks)
+        return self._in_parts(self._train.at(step, rank, ranks))
 
     def held_out(self, rank: int, ranks: int) -> Iterator[Packed]:
         assert self._held_out is not None
         for step in range(self._evaluated):
-            yield from self._in_parts(self._held_out.at(step, rank, ranks), ranks)
+            yield from self._in_parts(self._held_out.at(step, rank, ranks))
 
-    def _in_parts(self, batch: Packed, ranks: int) -> Sequence[Packed]:
+    def _in_parts(self, batch: Packed) -> Sequence[Packed]:
         parts = zip(*(tensor.chunk(self.config.accumulate) for tensor in batch), strict=True)
         return [Packed(*part) for part in parts]
 

@@ -141,7 +141,10 @@ ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", 1)  # of
 def launched(config, out, *more, launcher=TORCHRUN):
     """A run of two processes, or of a launcher's own number."""
     process = start(config, out, *more, launcher=[sys.executable, "-m", *launcher])
-    said = process.communicate(timeout=200)[1]
+    try:
+        said = process.communicate(timeout=280)[1]
+    finally:
+        process.terminate()  # a launcher then ends its processes, too
     assert process.returncode == 0, said
     return out
 
@@ -175,6 +178,18 @@ def test_sharded_processes_resume_and_are_resumed(config, whole, tmp_path):
     out = stopped_at(8, out, tmp_path / "second")
     assert train(config, out, "--resume").exit_code == 0
     near(out, whole, since=8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_gpus_learn_what_a_cpu_does(config, whole, tmp_path, parallel):
+    out = launched(config, tmp_path / "run", "--device", "cuda", "--parallel", parallel)
+    assert losses(out)[STEPS] == pytest.approx(losses(whole)[STEPS], rel=1e-3)
+    again = launched(
+        config, stopped_at(8, out, tmp_path / "again"), "--resume", "--device", "cuda", "--parallel", parallel
+    )
+    assert losses(again)[STEPS] == pytest.approx(losses(whole)[STEPS], rel=1e-3)
 
 
 def test_accelerate_launches_it_too(config, whole, tmp_path):
