@@ -1,0 +1,45 @@
+"""Ray: started on this machine, or joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from mamba_ssm.errors import ClusterError
+
+STORE = 256 * 2**20  # bytes of shared memory: what passes between processes are rows, and windows that were found
+
+
+@contextmanager
+def cluster(address: str | None, cpus: int) -> Iterator[None]:
+    """Ray at an address, or, for None, of this machine alone with so many places for processes, while it lasts.
+
+    Where this process has joined a cluster already, it is that one. Raises ClusterError.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Ray otherwise reports to its makers what it is used for.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if address is None:
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                object_store_memory=STORE,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+        else:
+            ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
