@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from mamba_ssm.book import Engine
 from mamba_ssm.cluster.shards import Shards
@@ -84,7 +87,7 @@ def read_library(
     with cluster(address, workers or os.cpu_count() or 1):
         told: set[str] = set()
         if paths:
-            for finished in _read(paths, Reader, (library, model, device, esi), workers):
+            for finished in _read(paths, (library, model, device, esi), workers):
                 told.add(finished.path)
                 yield finished
         for path in paths:
@@ -93,21 +96,25 @@ def read_library(
     library.finish(engine)
 
 
-def _read(paths: list[str], reader: type, arguments: tuple[Any, ...], workers: int | None) -> Iterator[Finished]:
+def _read(paths: list[str], arguments: tuple[Any, ...], workers: int | None) -> Iterator[Finished]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     there = ray.cluster_resources()
     on_gpus = arguments[2] == "cuda" or (arguments[2] == "auto" and there.get("GPU", 0) >= 1)
     size = workers or int(there.get("GPU" if on_gpus else "CPU", 1))
     books = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=min(len(paths), TASKS))
-    read = books.map(
-        reader,
-        fn_constructor_args=arguments,
-        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        num_cpus=1,
-        num_gpus=1 if on_gpus else None,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # What is to take the place of max_task_retries in Ray 2.64 is not there yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        read = books.map(
+            Reader,
+            fn_constructor_args=arguments,
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=1,
+            num_gpus=1 if on_gpus else None,
+            max_task_retries=RETRIES,
+        )
     for row in read.iter_rows():
         yield Finished(**row)

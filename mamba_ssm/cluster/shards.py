@@ -161,6 +161,10 @@ class Shards:
     def shelf(self, shard: int, engine: Engine, scratch: Path) -> Shelf:
         """A shard's shelf, where it lies or copied to ``scratch``. Close it. Raises ShelfError, ClusterError."""
         if self.in_place:
+            if not self.folder(shard).is_dir():
+                raise ClusterError(
+                    f"{self.folder(shard)}: not on this machine; give a URL, or read the library to its end"
+                )
             return Shelf.open(self.folder(shard), engine)
         where, root = self._place
         source = f"{root}/{_name(shard)}/{READ}"
