@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -65,7 +64,7 @@ class Front:
         # Two threads would fight for PyTorch's cores.
         self._thread = ThreadPoolExecutor(1, "model")
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> object:
         return create_app(self.ask, self._settings)
 
     async def ask(self, question: str, passages: int) -> tuple[Answer, dict[str, str]]:
