@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import ray
 
 from mamba_ssm.errors import ClusterError
 
+PATIENCE = 5.0  # seconds for a connection
 STORE = 256 * 2**20  # bytes of shared memory: what passes between processes are rows, and windows that were found
 
 
@@ -36,8 +38,12 @@ def cluster(address: str | None, cpus: int) -> Iterator[None]:
                 log_to_driver=False,
             )
         else:
+            if address != "auto":
+                host, _, port = address.rpartition("://")[2].rpartition(":")
+                # Ray itself waits for minutes.
+                socket.create_connection((host, int(port)), PATIENCE).close()
             ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
     try:
         yield
