@@ -5,8 +5,9 @@
 
 The texts are cut into books, which are read into a new library in FOLDER once for each number of workers: processes of
 a local Ray cluster, of one thread each. Reported for each: tokens and books a second, from when the first process
-begins its first book to when the last book is in the library, so without the start of Ray and of the models; and the
-seconds of all with that. Then the last library is served, and asked questions of SQuAD's development set over HTTP.
+begins its first book to when the last book is in the library, so without the start of Ray and of the models; the
+seconds of all with that; and tokens for each second that a core worked, which hardly depends on what else the machine
+does. Then the last library is served, and asked questions of SQuAD's development set over HTTP.
 """
 
 from __future__ import annotations
@@ -46,14 +47,37 @@ def books_of(texts: Path, folder: Path, count: int, characters: int) -> list[Pat
     return paths
 
 
+def worked() -> float:
+    """Seconds that the reading processes of this one have worked on a core, of those that live."""
+    parents, readers = {}, {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "cmdline").read_bytes()
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        parents[int(process.name)] = int(fields[1])
+        if name.startswith(b"ray::MapWorker"):
+            readers[int(process.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def own(process: int) -> bool:
+        return process == os.getpid() or (process in parents and own(parents[process]))
+
+    return sum(seconds for process, seconds in readers.items() if own(process))
+
+
 def reading(books: list[Path], out: Path, workers: int) -> dict[str, Any]:
     """Read the books into a new library."""
     shutil.rmtree(out, ignore_errors=True)
-    load, started, begun, tokens = os.getloadavg()[0], time.perf_counter(), float("inf"), 0
+    load, started, begun = os.getloadavg()[0], time.perf_counter(), float("inf")
+    tokens, first, most = 0, None, (0.0, 0)
     for book in read_library(books, out, shards=SHARDS, workers=workers):
         assert book.error is None, book.error
         last = time.perf_counter()
         begun, tokens = min(begun, last - book.seconds), tokens + book.tokens
+        # From the first book on, which has the compilation in it, until the pool begins to end.
+        most = max(most, (worked(), tokens))
+        first = first or most
     files = sum(file.stat().st_size for file in out.rglob("*") if file.suffix in (".esi", ".safetensors"))
     return {
         "workers": workers,
@@ -63,6 +87,7 @@ def reading(books: list[Path], out: Path, workers: int) -> dict[str, Any]:
         "seconds_of_all": time.perf_counter() - started,
         "books_per_second": len(books) / (last - begun),
         "tokens_per_second": tokens / (last - begun),
+        "tokens_per_second_of_a_core": (most[1] - first[1]) / (most[0] - first[0]),
         "bytes_per_token": files / tokens,
         "load_average_before": load,
     }

@@ -3,8 +3,11 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -16,7 +19,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra ray")
 
 from mamba_ssm.book import Engine, Shelf, index
-from mamba_ssm.cluster.reading import Finished, read_library
+from mamba_ssm.cluster.reading import read_library
 from mamba_ssm.cluster.serving import serve_library
 from mamba_ssm.cluster.shards import Shards
 from mamba_ssm.cluster.start import cluster
@@ -45,8 +48,8 @@ def books(tmp_path_factory, book_text):
 
 @pytest.fixture(scope="module")
 def library(engine, books, tmp_path_factory):
-    """The books in three shards, read in this process."""
-    shards = Shards.begin(tmp_path_factory.mktemp("library"), 3, engine.fingerprint)
+    """The books in two shards, read in this process."""
+    shards = Shards.begin(tmp_path_factory.mktemp("library"), 2, engine.fingerprint)
     for book in books:
         shards.add(book, engine)
     shards.finish(engine)
@@ -184,7 +187,7 @@ def test_a_url_keeps_what_was_read_and_is_copied_to_be_asked(engine, books, tmp_
 def test_errors_say_what_to_do(engine, other_model, tmp_path, library):
     with pytest.raises(ClusterError, match="no library is there"):
         Shards.open(tmp_path)
-    with pytest.raises(ClusterError, match="has 3 shards"):
+    with pytest.raises(ClusterError, match="has 2 shards"):
         Shards.begin(library.url, 4, engine.fingerprint)
     with pytest.raises(ClusterError, match="another model"):
         Shards.begin(library.url, None, Engine.load(other_model).fingerprint)
@@ -225,7 +228,7 @@ def test_a_process_that_is_killed_loses_nothing(ray_cluster, engine, books, libr
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     asked = [*books, tmp_path / "empty.txt", books[0]]
-    finished = list(read_library(asked, out, shards=3, workers=2, model=tiny_model))
+    finished = list(read_library(asked, out, shards=2, workers=2, model=tiny_model))
     assert killed
     assert killed[0] != os.getpid()
     failed = [book for book in finished if book.error]
@@ -241,16 +244,13 @@ def test_a_process_that_is_killed_loses_nothing(ray_cluster, engine, books, libr
     shards = Shards.open(out)
     assert titles(shards, engine) == titles(library, engine)
     assert not list(out.rglob("*.part")) + list(out.rglob("read"))
-    for number in range(3):
+    for number in range(2):
         with Shelf.open(out / f"shard-{number:04}", engine) as one, Shelf.open(library.folder(number), engine) as other:
             for question in QUESTIONS:
                 if one.books():
                     order = sorted(book.id for book in one.books())
                     answer, expected = one.ask(question, order), other.ask(question, order)
                     assert (answer.text, answer.evidence) == (expected.text, expected.evidence)
-    again = list(read_library(books, out, workers=2, model=tiny_model))
-    assert {type(book) for book in again} == {Finished}
-    assert not any(book.new or book.error for book in again)
 
 
 def post(port, body, **headers):
@@ -264,10 +264,15 @@ def post(port, body, **headers):
         return error.headers["content-type"], json.load(error)["status"]
 
 
-def test_a_library_answers_over_http_as_one_shelf(ray_cluster, library, shelf, tiny_model):
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with serve_library(library.url, port=port, model=tiny_model):
+    return port
+
+
+def test_a_library_answers_over_http_as_one_shelf(ray_cluster, library, shelf, tiny_model, tmp_path):
+    port, folder = free_port(), shutil.copytree(library.url, tmp_path / "library")
+    with serve_library(os.fspath(folder), port=port, model=tiny_model):
         for question in QUESTIONS:
             expected = shelf.ask(question, passages=5)
             status, answer = post(port, {"question": question, "passages": 5})
@@ -283,3 +288,29 @@ def test_a_library_answers_over_http_as_one_shelf(ray_cluster, library, shelf, t
         assert post(port, {"question": "Who?", "passages": -1}) == (problem, 400)
         assert post(port, {"question": "Who?"}, host="example.com") == (problem, 421)
         assert post(port, {"question": "Who?"}, origin="https://example.com") == (problem, 403)
+        for book in (folder / "shard-0001" / "books").glob("*.esi"):
+            os.truncate(book, 1000)
+        assert post(port, {"question": "Who?"}) == (problem, 503)
+
+
+@pytest.mark.slow
+def test_the_commands(books, shelf, tiny_model, tmp_path):
+    """Each in a process, with a cluster of its own."""
+    command, out = [sys.executable, "-m", "mamba_ssm.cli.main", "library"], os.fspath(tmp_path / "library")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    read = [*command, "read", books[0].parent, tmp_path / "empty.txt", "--out", out, "--model", tiny_model]
+    for new, more in ((True, ["--shards", "2", "--workers", "2"]), (False, [])):
+        done = subprocess.run([*read, *more], capture_output=True, text=True, timeout=240)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert sum(line.startswith(str(books[0].parent)) for line in done.stderr.splitlines()) == len(books)
+        assert sum(line.endswith(", read before") for line in done.stderr.splitlines()) == (0 if new else len(books))
+        assert len([line for line in done.stderr.splitlines() if line.startswith("mamba-esi: ")]) == 1
+    port = free_port()
+    serve = [*command, "serve", out, "--port", str(port), "--model", tiny_model]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("listening on" in line for line in process.stderr)
+        assert post(port, {"question": QUESTIONS[0]})[1]["answer"] == shelf.ask(QUESTIONS[0]).text
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(60) == 128 + signal.SIGTERM
