@@ -204,4 +204,5 @@ def _mendable(url: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise ClusterError(f"{url}: cannot be used ({str(error).splitlines()[0]}); check the address") from error
+        why = str(error).partition("\n")[0]
+        raise ClusterError(f"{url}: cannot be used ({why}); check the address") from error

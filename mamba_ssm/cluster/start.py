@@ -43,8 +43,9 @@ def cluster(address: str | None, cpus: int) -> Iterator[None]:
                 # Ray itself waits for minutes.
                 socket.create_connection((host, int(port)), PATIENCE).close()
             ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
-    except Exception as error:  # noqa: BLE001  Ray raises no narrower class where a machine is too slow for it
-        raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # Ray raises no narrower class where a machine is too slow for it
+        why = str(error).partition("\n")[0]
+        raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {why}") from error
     try:
         yield
     finally:
