@@ -86,6 +86,9 @@ def read_library(
     paths = list(dict.fromkeys(os.path.abspath(book) for book in books))
     with cluster(address, workers or os.cpu_count() or 1):
         told: set[str] = set()
+        for path in [path for path in paths if not _is_unicode(path)]:  # Ray passes no others on
+            paths.remove(path)
+            yield Finished(path, error=f"{path!r}: its name is no Unicode; give it another")
         if paths:
             for finished in _read(paths, (library, model, device, esi), workers):
                 told.add(finished.path)
@@ -94,6 +97,14 @@ def read_library(
             if path not in told:
                 yield Finished(path, error=f"{path}: each process that read it died, or had no model; see Ray's logs")
     library.finish(engine)
+
+
+def _is_unicode(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(paths: list[str], arguments: tuple[Any, ...], workers: int | None) -> Iterator[Finished]:

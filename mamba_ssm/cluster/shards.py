@@ -67,6 +67,8 @@ class Shards:
     def begin(cls, url: str | os.PathLike[str], count: int | None, fingerprint: str) -> Shards:
         """The library there, or a new one; by default of 8 shards. Raises ClusterError where it has others."""
         url = os.fspath(url)
+        if count is not None and not 1 <= count <= MOST:
+            raise ValueError(f"shards must be 1 to {MOST:,}")
         with _mendable(url):
             where, root = _storage(url)
             if where.get_file_info(f"{root}/{HEAD}").type == fs.FileType.NotFound:
