@@ -37,7 +37,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")  # where a file is seen when it is whole
 
 @dataclass(frozen=True)
 class Shards:
-    """``count`` shards at ``url``, a path or a URL that pyarrow knows, read with the model of that fingerprint."""
+    """``count`` shards at ``url``, an absolute path or a URL that pyarrow knows, read with the model of that fingerprint."""
 
     url: str
     count: int
@@ -46,7 +46,7 @@ class Shards:
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Shards:
         """A library that was begun. Raises ClusterError."""
-        url = os.fspath(url)
+        url = _absolute(url)
         with _mendable(url):
             where, root = _storage(url)
             try:
@@ -66,7 +66,7 @@ class Shards:
     @classmethod
     def begin(cls, url: str | os.PathLike[str], count: int | None, fingerprint: str) -> Shards:
         """The library there, or a new one; by default of 8 shards. Raises ClusterError where it has others."""
-        url = os.fspath(url)
+        url = _absolute(url)
         if count is not None and not 1 <= count <= MOST:
             raise ValueError(f"shards must be 1 to {MOST:,}")
         with _mendable(url):
@@ -189,6 +189,12 @@ class Added:
     new: bool
 
 
+def _absolute(url: str | os.PathLike[str]) -> str:
+    """A path as all processes understand it, or a URL."""
+    url = os.fspath(url)
+    return url if "://" in url else os.path.abspath(url)
+
+
 def _name(shard: int) -> str:
     return f"shard-{shard:04}"
 
@@ -196,7 +202,7 @@ def _name(shard: int) -> str:
 def _storage(url: str) -> tuple[fs.FileSystem, str]:
     """A file system, and the folder in it."""
     if "://" not in url:
-        return fs.LocalFileSystem(), os.path.abspath(url)
+        return fs.LocalFileSystem(), url
     where, root = fs.FileSystem.from_uri(url)
     return where, root.rstrip("/")
 

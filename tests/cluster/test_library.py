@@ -123,6 +123,12 @@ def test_what_is_there_is_not_read_again(engine, books, tmp_path):
     assert shards.add(books[0], engine).new
 
 
+def test_a_path_means_the_same_to_all_processes(engine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun = Shards.begin("library", 1, engine.fingerprint)
+    assert begun == Shards.open(tmp_path / "library")
+
+
 def test_files_without_a_row_are_no_book(engine, books, tmp_path):
     shards = Shards.begin(tmp_path / "library", 1, engine.fingerprint)
     added = shards.add(books[0], engine)
