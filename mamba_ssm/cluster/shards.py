@@ -37,7 +37,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")  # where a file is seen when it is whole
 
 @dataclass(frozen=True)
 class Shards:
-    """``count`` shards at ``url``, an absolute path or a URL that pyarrow knows, read with the model of that fingerprint."""
+    """``count`` shards at ``url``, an absolute path or a URL, read with the model of that fingerprint."""
 
     url: str
     count: int
