@@ -5,9 +5,9 @@
 
 The texts are cut into books, which are read into a new library in FOLDER once for each number of workers: processes of
 a local Ray cluster, of one thread each. Reported for each: tokens and books a second, from when the first process
-begins its first book to when the last book is in the library, so without the start of Ray and of the models; the
-seconds of all with that; and tokens for each second that a core worked, which hardly depends on what else the machine
-does. Then the last library is served, and asked questions of SQuAD's development set over HTTP.
+begins its first book to when the last book is in the library, so without the start of the models; the seconds of all
+with that; and tokens for each second that a core worked, which hardly depends on what else the machine does. Then the
+last library is served, and asked questions of SQuAD's development set over HTTP.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from timing import machine, write
 
 from mamba_ssm.cluster.reading import read_library
 from mamba_ssm.cluster.serving import serve_library
+from mamba_ssm.cluster.start import cluster
 
 RESULT = Path(__file__).parent / "results" / "library.json"
 SHARDS = 2
@@ -107,7 +108,12 @@ def asking(out: Path, questions: int) -> dict[str, Any]:
             with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/ask", body, head)) as told:
                 json.load(told)
             seconds.append(time.perf_counter() - started)
-    return {"shards": SHARDS, "questions": len(asked), "seconds": percentiles(seconds[1:])}
+    return {
+        "shards": SHARDS,
+        "questions": len(asked),
+        "seconds": percentiles(seconds[1:]),
+        "load_average_after": os.getloadavg()[0],
+    }
 
 
 def main() -> None:
@@ -123,10 +129,11 @@ def main() -> None:
     books = books_of(arguments.texts, arguments.folder / "books", arguments.books, arguments.characters)
     library = arguments.folder / "library"
     read = []
-    for workers in arguments.workers:
-        read.append(reading(books, library, workers))
-        print(read[-1], flush=True)
-    report = {"machine": machine(), "reading": read, "asking": asking(library, arguments.questions)}
+    with cluster(None, max(*arguments.workers, SHARDS + 1)):
+        for workers in arguments.workers:
+            read.append(reading(books, library, workers))
+            print(read[-1], flush=True)
+        report = {"machine": machine(), "reading": read, "asking": asking(library, arguments.questions)}
     write(arguments.out, report)
     print(json.dumps(report, indent=1))
 
