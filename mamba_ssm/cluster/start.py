@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +29,7 @@ def cluster(address: str | None, cpus: int) -> Iterator[None]:
         return
     # Ray otherwise reports to its makers what it is used for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -47,6 +50,9 @@ def cluster(address: str | None, cpus: int) -> Iterator[None]:
         why = str(error).partition("\n")[0]
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {why}") from error
     try:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            # Ray puts its own in place, which aborts the process three seconds later, whatever it is doing.
+            signal.signal(signal.SIGTERM, handler)
         yield
     finally:
         ray.shutdown()
