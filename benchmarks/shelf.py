@@ -36,7 +36,7 @@ from timing import machine, write
 from mamba_ssm.book import Engine, Shelf, ShelfBook, index
 from mamba_ssm.book.engine import Keys
 from mamba_ssm.book.find import Finder
-from mamba_ssm.book.shelf import now
+from mamba_ssm.book.shelving import now
 from mamba_ssm.book.source import BookInfo, Report
 from mamba_ssm.book.store import StoredSource
 from mamba_ssm.book.store import write as write_esi
@@ -175,7 +175,7 @@ def measure(folder: Path, questions: int, compared: int) -> dict[str, Any]:
         if compared:
             some = asked[:: max(len(asked) // compared, 1)][:compared]
             right = exact(shelf, some)
-            found = [shelf._search(engine.question(question).query, books, max(TOP)) for question in some]
+            found = [shelf.search(engine.question(question).query, books, max(TOP)) for question in some]
             for k in TOP:
                 shares = [
                     len(set(best[:k]) & {(window.book, window.first) for window, _ in windows[:k]}) / k

@@ -21,6 +21,10 @@ class ShelfError(MambaESIError):
     """A shelf cannot be used, or has no such book."""
 
 
+class ClusterError(MambaESIError):
+    """Ray is missing or cannot be reached, or a library's storage cannot be used."""
+
+
 class QuestionError(MambaESIError):
     """A question, or a file of them, cannot be asked."""
 

@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
@@ -23,17 +22,15 @@ from mamba_ssm.book.find import Finder, Found, Window
 from mamba_ssm.book.index import Index, MappedKeys, token_keys
 from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
 from mamba_ssm.book.relevance import BINS, Relevance
-from mamba_ssm.book.source import BookInfo, FileSource, Report, sha256_of
-from mamba_ssm.book.store import SUFFIX as ESI
-from mamba_ssm.book.store import StoredSource, is_saved, open_stored, write
+from mamba_ssm.book.shelving import ESI, ID_DIGITS, INDEX, ROW, as_unicode, now, read_into, read_row
+from mamba_ssm.book.source import BookInfo, Report, sha256_of
+from mamba_ssm.book.store import StoredSource, is_saved, open_stored
 from mamba_ssm.errors import BookError, ShelfError
 from mamba_ssm.esi.search import Query
 from mamba_ssm.text import read_pieces
 from mamba_ssm.text.books import SUFFIXES
 
 ENVIRONMENT = "MAMBA_ESI_SHELF"
-ID_DIGITS = 16
-INDEX = index.SUFFIX
 
 
 def shelf_folder() -> Path:
@@ -92,26 +89,13 @@ class Shelf:
         known = {(book.sha256, book.fingerprint): book for book in self.books()}
         if there := known.get((sha256, self.engine.fingerprint)):
             for book in known.values():
-                if book.path == _unicode(path) and book is not there:
+                if book.path == as_unicode(path) and book is not there:
                     self.remove(book.id)
             return there
         name = f"{sha256[:ID_DIGITS]}-{secrets.token_hex(8)}"
         with self._library.adding():
             try:
-                info, sections = self._read(path, name, report)
-                if info.sha256 != sha256:
-                    raise BookError(f"{path}: it changed while it was read; add it again")
-                book = ShelfBook(
-                    sha256[:ID_DIGITS],
-                    _unicode(path.stem),
-                    _unicode(path),
-                    sha256,
-                    info.tokens,
-                    info.characters,
-                    now(),
-                    self.engine.fingerprint,
-                    name,
-                )
+                book, sections = read_into(self._library.files, name, path, sha256, self.engine, report)
                 there, gone = self._library.insert(book, sections)
             except BaseException:
                 self._unlink(name)
@@ -120,19 +104,27 @@ class Shelf:
             self._unlink(old.file)
         return there
 
-    def _read(self, path: Path, name: str, report: Report | None) -> tuple[BookInfo, list[Section]]:
-        """Read a book into files of that name, until they are on disk."""
-        try:
-            with self._file(name, ESI).open("xb") as file:
-                write(FileSource(path, self.engine), self.engine, file, report)
-                file.flush()
-                os.fsync(file.fileno())
-            with open_stored(self._file(name, ESI), self.engine) as source:
-                Index.of(source, self.engine.config.window).save(self._file(name, INDEX))
-                assert source.info is not None
-                return source.info, list(_sections(source))
-        except OSError as error:
-            raise ShelfError(f"{self.folder}: cannot be written ({error.strerror}); check its space") from error
+    def take_in(self, folder: Path) -> None:
+        """Move the books that others read into a folder of the same disk onto the shelf: those with a row, NAME.json.
+
+        A process that dies meanwhile loses none: the next call goes on. Raises ShelfError.
+        """
+        with self._library.adding():
+            for row in sorted(folder.glob(f"*{ROW}")):
+                book, sections = read_row(row)
+                files = [row.with_suffix(suffix) for suffix in (ESI, INDEX)]
+                if book.file not in {other.file for other in self.books()}:
+                    try:
+                        for file in files:
+                            self._file(book.file, file.suffix).unlink(missing_ok=True)
+                            os.link(file, self._file(book.file, file.suffix))
+                    except OSError as error:
+                        raise ShelfError(f"{file}: cannot be put on the shelf ({error.strerror})") from error
+                    there, gone = self._library.insert(book, sections)
+                    for old in gone if there is book else (*gone, book):
+                        self._unlink(old.file)
+                for file in (row, *files):
+                    file.unlink()
 
     def _file(self, name: str, suffix: str) -> Path:
         return self._library.files / f"{name}{suffix}"
@@ -241,7 +233,7 @@ class Shelf:
         engine = self.engine
         top_k = top_k or engine.config.top_k
         embedded = engine.question(question)
-        found = self._search(embedded.query, list(asked.values()), windows_for(engine, top_k, passages))
+        found = self.search(embedded.query, list(asked.values()), windows_for(engine, top_k, passages))
         searched = time.perf_counter()
         said = reply(engine, question, embedded, found, top_k, max_new_tokens)
         book = next(iter(asked.values())) if said.book is None else asked[said.book]
@@ -251,9 +243,10 @@ class Shelf:
         self._library.record(now(), list(asked), answer.to_dict())
         return answer
 
-    def _search(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
-        """The k best windows of some books, best first."""
-        if sum(book.tokens for book in books) > index.EXACT_TOKENS:
+    def search(self, query: Query, books: Sequence[ShelfBook], k: int, tokens: int | None = None) -> list[Found]:
+        """The k best windows of some books, best first. ``tokens``: of all books that are searched, here and elsewhere;
+        by default those of these books. It decides how they are searched, on which scores depend."""
+        if (sum(book.tokens for book in books) if tokens is None else tokens) > index.EXACT_TOKENS:
             return self._search_in_two_passes(query, books, k)
         found: list[Found] = []
         for book in books:
@@ -318,22 +311,3 @@ def books_in(path: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise BookError(f"{path}: no books in it ({', '.join(sorted(SUFFIXES))}); give another folder, or files")
     return found
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _unicode(name: str | Path) -> str:
-    """A file's name, for a database: one that is no Unicode is shown as far as it is."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _sections(source: StoredSource) -> Iterator[Section]:
-    """A section where the heading changes."""
-    last = None
-    for block in source.texts():
-        for mark in block.marks:
-            if mark.section is not None and mark.section != last:
-                yield Section(mark.start, mark.section.encode("utf-8", "replace").decode(), mark.page)
-            last = mark.section

@@ -15,6 +15,7 @@ from mamba_ssm.cli.ask import ask
 from mamba_ssm.cli.chat import chat
 from mamba_ssm.cli.convert import convert
 from mamba_ssm.cli.doctor import doctor
+from mamba_ssm.cli.library import app as library
 from mamba_ssm.cli.read import read
 from mamba_ssm.cli.serve import serve
 from mamba_ssm.cli.shelf import app as shelf
@@ -73,6 +74,7 @@ def main(
 for command in (ask, chat, read, text, serve, convert, doctor):
     app.command()(command)
 app.add_typer(shelf, name="shelf")
+app.add_typer(library, name="library")
 app.add_typer(train, name="train")
 
 

@@ -119,8 +119,9 @@ class AskRequest(BaseModel):
 
 
 class Evidence(BaseModel):
-    """A passage of the book: ``text`` is characters start:end of its text."""
+    """A passage of a book: ``text`` is characters start:end of its text."""
 
+    book_id: str
     text: str
     start: int
     end: int
@@ -155,6 +156,7 @@ class BookAnswer(BaseModel):
             end=answer.end,
             evidence=[
                 Evidence(
+                    book_id=p.book or key,
                     text=p.text,
                     start=p.start,
                     end=p.end,

@@ -28,7 +28,7 @@ _PLAIN = re.compile(r"[\x21-\x7e]{1,128}")
 class Guard:
     """ASGI middleware, the outermost: refuses other hosts and origins, wrong keys and large bodies; counts requests."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics | None = None) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,9 +60,10 @@ class Guard:
                 raise
             await of(error).response(scope["path"])(scope, receive, named)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(route, scope["method"], status).inc()
-            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+            if self.metrics is not None:
+                route = getattr(scope.get("route"), "path", "other")
+                self.metrics.requests.labels(route, scope["method"], status).inc()
+                self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 def refuse(path: str, headers: Headers, settings: Settings) -> Problem | None:

@@ -33,14 +33,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def say_where(settings: Settings, port: int) -> None:
+    """Say on standard error who can ask, and at which address."""
+    if not is_loopback(settings.host) and settings.api_key is None:
+        print("mamba-esi: whoever can reach this address may ask: give --api-key to change that", file=sys.stderr)
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"mamba-esi: listening on http://{name}:{port}", file=sys.stderr, flush=True)
+
+
 def serve(engine: Engine, book: Asked | None, settings: Settings, port: int, shelf: Shelf | None = None) -> None:
     """Serve until SIGINT or SIGTERM. Says on standard error where."""
     with listen(settings.host, port) as listening:
         app = create_app(engine, book, settings, shelf)
-        if not is_loopback(settings.host) and settings.api_key is None:
-            print("mamba-esi: whoever can reach this address may ask: give --api-key to change that", file=sys.stderr)
-        name = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(f"mamba-esi: listening on http://{name}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
+        say_where(settings, listening.getsockname()[1])
         config = uvicorn.Config(
             app,
             log_level="warning",
