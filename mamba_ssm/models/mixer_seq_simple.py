@@ -328,11 +328,11 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         """
         hits = None
         if question_ids is not None:
-            packed = any(mixer_kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
+            packed = any(mixer_kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens", "context"))
             if packed or initial_states is not None or return_states:
                 raise ValueError(
                     "question_ids search one text a row, and remember it in inference_params: "
-                    "pass no states, seq_idx or cu_seqlens with them"
+                    "pass no states, seq_idx, cu_seqlens or context with them"
                 )
             stream = self.stream(question_ids, inference_params)
             runs = stream.advance(input_ids)
