@@ -87,7 +87,9 @@ class ContextParallel:
         facts = [*self.shape, int(seq_idx is not None)]
         told = self._gather(torch.tensor(facts, device=part.device)).tolist()
         if any(other[::2] != told[0][::2] for other in told):
-            raise ValueError(f"the ranks hold {told} (rows, tokens, whether packed): all need the same rows, and seq_idx")
+            raise ValueError(
+                f"the ranks hold {told} (rows, tokens, packed): all need the same rows, and seq_idx or none"
+            )
         self.lengths = [length for _, length, _ in told]
         # (R, B): whether the first token of a part goes on with the text before it, and whether its last one does.
         self._first, self._through = (None, None) if seq_idx is None else self._links(seq_idx)
@@ -137,7 +139,7 @@ class ContextParallel:
         return self._compose(torch.zeros_like(own), steps)
 
     def state_before(self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor) -> Tensor:
-        """The state (B, D, N) that a scan of this part begins with; arguments as of selective_scan_fn, with softplus."""
+        """The state (B, D, N) that this part's scan begins with; arguments as of selective_scan_fn, with softplus."""
         _, last = selective_scan_fn(
             x, delta, A, B, C, None, None, delta_bias, True, return_last_state=True, seq_idx=self.seq_idx
         )

@@ -27,8 +27,6 @@ def close(got, want, tolerance):
     torch.testing.assert_close(got, want, rtol=0, atol=tolerance * float(F.pad(want.abs().flatten(), (0, 1)).max()))
 
 
-
-
 def check_layer(lengths, width, states, seed, packed):
     """A layer in fp64 on parts of these lengths: outputs, states, gradients of inputs and of all parameters."""
     rank = dist.get_rank()
@@ -159,7 +157,7 @@ def test_what_is_sent_is_a_state_and_the_columns_of_the_convolution(run, length)
 
 def check_errors():
     ids = torch.zeros(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="same rows"):
+    with pytest.raises(ValueError, match="the same rows"):
         ContextParallel(ids[: 1 + dist.get_rank() % 2])
     with pytest.raises(ValueError, match="each token"):
         ContextParallel(ids, ids[:, 1:])
