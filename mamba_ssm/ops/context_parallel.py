@@ -92,7 +92,10 @@ class ContextParallel:
             )
         self.lengths = [length for _, length, _ in told]
         # (R, B): whether the first token of a part goes on with the text before it, and whether its last one does.
-        self._first, self._through = (None, None) if seq_idx is None else self._links(seq_idx)
+        self._first: Tensor | None = None
+        self._through: Tensor | None = None
+        if seq_idx is not None:
+            self._first, self._through = self._links(seq_idx)
 
     def _gather(self, own: Tensor) -> Tensor:
         gathered: Tensor = _Gather.apply(own, self.group)
