@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
 
-TIMEOUT = 60
+TIMEOUT = 120  # seconds: a machine may be busy with other tests
 
 
 def _join(backend, rank, size, meeting):

@@ -1,5 +1,9 @@
 """One sequence on several ranks: the same outputs, states and gradients as on one, whatever the parts."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +15,8 @@ from ranks import ranks
 from mamba_ssm import Mamba, MambaLMHeadModel
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.ops.context_parallel import ContextParallel, own_part
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "several_devices.py"
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*slow path")
 
@@ -153,6 +159,14 @@ def test_what_is_sent_is_a_state_and_the_columns_of_the_convolution(run, length)
     back = [("gloo:all_to_all", [run.size, *own]) for own in (columns, state)]
     want = [("gloo:all_gather", columns), ("gloo:all_gather", state), *back]
     assert run(sent, length) == [want] * run.size
+
+
+def test_the_example_says_the_same_for_any_number_of_devices():
+    def losses(processes):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        return subprocess.run([*command, EXAMPLE], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    assert losses(2) == losses(1) != ""
 
 
 def check_errors():
