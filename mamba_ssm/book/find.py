@@ -110,6 +110,7 @@ class Finder:
         headings = self.engine.headings(*block.sections(self.config.stride))
         first, self._next = self._next, block.first + len(block.ids)
         if block.first != first:
+            # Scored whole, for a product of another shape may round otherwise.
             for search in self._searches:
                 search.seek(block.first)
                 search.score(keys, headings)

@@ -19,7 +19,7 @@ from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder, Found
 from mamba_ssm.esi.search import Query
 
-RUN = 16  # blocks that a rank reads in a row; it reads the one before them, too
+RUN = 16  # blocks that a rank reads in a row, beside the one before them; at least 2, so that its runs lie apart
 
 
 class PartFinder(Finder):
@@ -40,6 +40,7 @@ class PartFinder(Finder):
 
     def kept(self) -> list[list[Found]]:
         told: list[list[list[Found]]] = [[] for _ in range(dist.get_world_size(self.group))]
+        # It pickles, which is no danger among the processes of one program.
         dist.all_gather_object(told, super().kept(), self.group)
         return [sorted(chain(*parts), key=_best_first)[: self.k] for parts in zip(*told, strict=True)]
 

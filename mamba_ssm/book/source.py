@@ -46,6 +46,7 @@ Wants = Callable[[int], bool]
 
 
 def every(number: int) -> bool:
+    """All blocks are to be given."""
     return True
 
 
