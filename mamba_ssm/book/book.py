@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mamba_ssm.book.answers import Answer, Reply, Seconds, check, plain_prompt, reply, windows_for
 from mamba_ssm.book.blocks import text_of
@@ -16,6 +17,10 @@ from mamba_ssm.book.relevance import BINS, Relevance, relevance
 from mamba_ssm.book.source import BookInfo, FileSource, Report, Source
 from mamba_ssm.book.store import StoredSource, is_saved, open_stored, store
 from mamba_ssm.esi.replay import Context
+from mamba_ssm.esi.search import Query
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 PASSAGES = 8
 MAX_NEW_TOKENS = 32
@@ -24,8 +29,8 @@ MAX_NEW_TOKENS = 32
 class Book:
     """A book to ask questions. Use it in a ``with``, or close it: what was read lies in a temporary file."""
 
-    def __init__(self, source: Source, engine: Engine) -> None:
-        self._source, self.engine = source, engine
+    def __init__(self, source: Source, engine: Engine, group: ProcessGroup | None = None) -> None:
+        self._source, self.engine, self.group = source, engine, group
 
     @property
     def info(self) -> BookInfo | None:
@@ -115,14 +120,21 @@ class Book:
         embedded = [engine.question(question) for question in questions]
         k = windows_for(engine, top_k, passages)
         sought = [engine.question(f"{question} {context}") for question in questions] if context.strip() else embedded
-        finder = Finder([question.query for question in sought], k, engine)
+        finder = self._finder([question.query for question in sought], k)
         searched = 0.0
-        for block, keys in self._source.blocks(report):
+        for block, keys in self._source.blocks(report, finder.wants):
             started = time.perf_counter()
             finder.push(block, keys)
             searched += time.perf_counter() - started
         asked = zip(questions, embedded, finder.found(), strict=True)
         return (reply(engine, *each, top_k, limit) for each in asked), searched
+
+    def _finder(self, queries: Sequence[Query], k: int) -> Finder:
+        if self.group is None:
+            return Finder(queries, k, self.engine)
+        from mamba_ssm.book.parallel import PartFinder  # some builds of PyTorch have no process groups
+
+        return PartFinder(queries, k, self.engine, self.group)
 
     def _read_plainly(self, questions: Sequence[str], limit: int, report: Report | None) -> Iterator[Reply]:
         """Read the whole book with the model alone. Returns what will answer the questions from its state."""
@@ -176,12 +188,19 @@ class Book:
 
 
 def open_book(
-    path: str | os.PathLike[str], model: str | os.PathLike[str] | Engine | None = None, device: str = "auto"
+    path: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Engine | None = None,
+    device: str = "auto",
+    group: ProcessGroup | None = None,
 ) -> Book:
-    """A book that is read anew, streamed in bounded memory, for each call of ``ask`` or ``ask_all``; or a saved one."""
+    """A book that is read anew, streamed in bounded memory, for each call of ``ask`` or ``ask_all``; or a saved one.
+
+    ``group``: the ranks of this process group read and search a part each. All of them open the same book, ask the same
+    questions and get the same answers, those of one process.
+    """
     engine = Engine.load(model, device)
     source: Source = open_stored(path, engine) if is_saved(Path(path)) else FileSource(path, engine)
-    return Book(source, engine)
+    return Book(source, engine, group)
 
 
 def read(

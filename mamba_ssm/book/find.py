@@ -86,7 +86,10 @@ Found = tuple[Window, float, float]
 
 
 class Finder:
-    """Keeps the k best windows of each question of the blocks that it is given, in order."""
+    """Keeps the k best windows of each question of the blocks that it is given, in order.
+
+    Where blocks are left out, the first one after them is only searched for windows that straddle its end.
+    """
 
     def __init__(self, queries: Sequence[Query], k: int, engine: Engine) -> None:
         self.k, self.engine, self.config = k, engine, engine.config
@@ -94,12 +97,25 @@ class Finder:
         self._searches = [StreamingSearch(query, k, self.config.stride) for query in groups]
         self._kept: list[list[list[Window | None]]] = [[[None] * k for _ in query.vectors] for query in groups]
         self._tail: Block | None = None
+        self._next = 0
+
+    def wants(self, number: int) -> bool:
+        """Whether it is to be given the book's block of this number."""
+        return True
 
     @torch.inference_mode()
     def push(self, block: Block, stored: Keys) -> None:
         """Search a block with its keys, and under its headings."""
         keys = stored.values(self.engine.device)
         headings = self.engine.headings(*block.sections(self.config.stride))
+        first, self._next = self._next, block.first + len(block.ids)
+        if block.first != first:
+            # Scored whole, for a product of another shape may round otherwise.
+            for search in self._searches:
+                search.seek(block.first)
+                search.score(keys, headings)
+            self._tail = block.tail(self.config.stride)
+            return
         text = block if self._tail is None else block.after(self._tail)
         if self._tail is None:
             keys, headings = whole_window(keys, headings, self.config.stride)
@@ -114,12 +130,12 @@ class Finder:
 
     def found(self) -> list[list[Found]]:
         """The windows of each question, best first. White space alone is no find."""
+        return [[hit for hit in hits if not hit[0].text.isspace()] for hits in self.kept()]
+
+    def kept(self) -> list[list[Found]]:
+        """The k best windows of each question, or as many as there are, best first."""
         return [
-            [
-                (window, score, gain)
-                for window, score, gain in zip(*columns, strict=True)
-                if window is not None and not window.text.isspace()
-            ]
+            [(window, score, gain) for window, score, gain in zip(*columns, strict=True) if window is not None]
             for search, kept in zip(self._searches, self._kept, strict=True)
             for columns in zip(kept, search.top.scores.tolist(), search.gains.tolist(), strict=True)
         ]

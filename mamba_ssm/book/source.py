@@ -41,6 +41,13 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+Wants = Callable[[int], bool]
+"""Which blocks are to be given, by their numbers from 0 on."""
+
+
+def every(number: int) -> bool:
+    """All blocks are to be given."""
+    return True
 
 
 class Source(Protocol):
@@ -48,7 +55,7 @@ class Source(Protocol):
 
     info: BookInfo | None
 
-    def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
+    def blocks(self, report: Report | None = None, wants: Wants = every) -> Iterator[tuple[Block, Keys]]:
         """The blocks with their keys."""
         ...
 
@@ -64,10 +71,11 @@ class FileSource:
         self.path, self.engine = Path(path), engine
         self.info: BookInfo | None = None
 
-    def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
+    def blocks(self, report: Report | None = None, wants: Wants = every) -> Iterator[tuple[Block, Keys]]:
         before = np.full(self.engine.config.warmup, PAD, dtype=np.int32)
-        for block in self.texts(report):
-            yield block, self.engine.keys(block.ids, before)
+        for number, block in enumerate(self.texts(report)):
+            if wants(number):
+                yield block, self.engine.keys(block.ids, before)
             before = np.concatenate([before, block.ids])[-len(before) :]
 
     def texts(self, report: Report | None = None) -> Iterator[Block]:

@@ -28,7 +28,7 @@ from safetensors.numpy import load, save
 
 from mamba_ssm.book.blocks import Block, Mark
 from mamba_ssm.book.engine import Engine, Keys, half_windows
-from mamba_ssm.book.source import BookInfo, Progress, Report, Source
+from mamba_ssm.book.source import BookInfo, Progress, Report, Source, Wants, every
 from mamba_ssm.errors import BookError
 from mamba_ssm.utils.files import written_aside
 
@@ -138,12 +138,13 @@ class StoredSource:
             raise ValueError("the number of blocks disagrees with the number of tokens")
         self.size, self._count = size, meta["blocks"]
 
-    def blocks(self, report: Report | None = None) -> Iterator[tuple[Block, Keys]]:
+    def blocks(self, report: Report | None = None, wants: Wants = every) -> Iterator[tuple[Block, Keys]]:
         assert self.info is not None
-        end = 0
-        for number in range(self._count):
+        end, following = 0, 0
+        for number in filter(wants, range(self._count)):
             block, keys = self.block(number)
             try:
+                end, following = end if number == following else block.offset, number + 1
                 if not block.offset <= end <= block.offset + len(block.text) or (number == 0 and block.offset):
                     raise ValueError("the blocks' texts do not follow one another")
                 end = block.offset + len(block.text)

@@ -162,6 +162,10 @@ class StreamingScores:
         self._last_half: Tensor | None = None
         self._last_floor: Tensor | None = None
 
+    def seek(self, position: int) -> None:
+        """Go to another token of the text, where the next keys begin. No window straddles it."""
+        self.position, self._last_half, self._last_floor = position, None, None
+
     def score(self, keys: Tensor, headings: Headings | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Take the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
 

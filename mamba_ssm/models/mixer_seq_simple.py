@@ -168,8 +168,8 @@ class MixerModel(nn.Module):
         """input_ids (B, L) -> (B, L, d_model), and with ``return_states`` the state of each layer after the last token.
 
         ``num_last_tokens``: only so many positions come back, if it is not 0. ``initial_states``, a state per layer,
-        continues another text, with gradients. Mamba.forward describes ``attention_mask``, ``seq_idx`` and
-        ``cu_seqlens``, which go to every layer.
+        continues another text, with gradients. Mamba.forward describes ``attention_mask``, ``seq_idx``, ``cu_seqlens``
+        and ``context``, which go to every layer.
         """
         extra = (initial_states, *mixer_kwargs.values())
         if not return_states and all(value is None for value in extra) and not torch.compiler.is_compiling():
@@ -324,15 +324,16 @@ class MambaLMHeadModel(nn.Module, GenerationMixin, ESIMixin):
         treat every model as a Transformer: a recurrence needs none. With ``inference_params`` the input continues what
         was read before, at any split; ``initial_states`` and ``return_states`` do that with explicit values, a state
         per layer, with gradients. ``attention_mask`` (B, L), false at padding on either side, and ``seq_idx`` (B, L) or
-        ``cu_seqlens`` (S + 1,), for several sequences in a row, go to every layer: see Mamba.forward.
+        ``cu_seqlens`` (S + 1,), for several sequences in a row, go to every layer: see Mamba.forward. So does
+        ``context``, of `mamba_ssm.ops.context_parallel`, where input_ids are one device's part of a text.
         """
         hits = None
         if question_ids is not None:
-            packed = any(mixer_kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
+            packed = any(mixer_kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens", "context"))
             if packed or initial_states is not None or return_states:
                 raise ValueError(
                     "question_ids search one text a row, and remember it in inference_params: "
-                    "pass no states, seq_idx or cu_seqlens with them"
+                    "pass no states, seq_idx, cu_seqlens or context with them"
                 )
             stream = self.stream(question_ids, inference_params)
             runs = stream.advance(input_ids)

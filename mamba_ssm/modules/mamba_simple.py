@@ -18,6 +18,7 @@ from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_sca
 from mamba_ssm.ops.selective_state_update import selective_state_update
 
 if TYPE_CHECKING:
+    from mamba_ssm.ops.context_parallel import ContextParallel
     from mamba_ssm.utils.generation import InferenceParams
 
 __all__ = ["Block", "Mamba", "MambaState"]
@@ -149,6 +150,7 @@ class Mamba(nn.Module):
         attention_mask: Tensor | None = None,
         seq_idx: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        context: ContextParallel | None = None,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Mix hidden_states (B, L, d_model) along L.
 
@@ -160,7 +162,17 @@ class Mamba(nn.Module):
         ``seq_idx`` (B, L), the sequence that each token belongs to, or for a single row ``cu_seqlens`` (S + 1,), where
         its S sequences begin and the last one ends: no token sees another sequence than its own. A state to start from
         belongs to the first token's sequence, the state that comes back is that of the last token's.
+        ``context``: hidden_states are this rank's part of a longer text, whose parts before it lie on other ranks; then
+        packed sequences are the context's, and of the options above only ``return_state`` goes with it.
         """
+        if context is not None:
+            others = (inference_params, initial_state, attention_mask, seq_idx, cu_seqlens)
+            if any(other is not None for other in others) or hidden_states.shape[:2] != context.shape:
+                raise ValueError(
+                    f"context is of a part {tuple(context.shape)} of a text and says what was before it: pass hidden "
+                    "states of that shape, no other state, no padding, and seq_idx to the context itself"
+                )
+            seq_idx = context.seq_idx
         seq_idx = sequence_index(hidden_states, seq_idx, cu_seqlens)
         cache = None
         if inference_params is not None:
@@ -175,7 +187,7 @@ class Mamba(nn.Module):
         elif initial_state is not None:
             self._check_state(initial_state, hidden_states.shape[0])
         want_state = return_state or cache is not None
-        out, state = self._mix(hidden_states, initial_state, want_state, attention_mask, seq_idx)
+        out, state = self._mix(hidden_states, initial_state, want_state, attention_mask, seq_idx, context)
         if cache is not None and state is not None:
             for kept, new in zip(cache, state, strict=True):
                 kept.copy_(new.detach())  # in place: a captured CUDA graph reads these very addresses
@@ -188,11 +200,13 @@ class Mamba(nn.Module):
         want_state: bool,
         attention_mask: Tensor | None,
         seq_idx: Tensor | None,
+        context: ContextParallel | None,
     ) -> tuple[Tensor, MambaState | None]:
         """(B, L, M) -> (B, L, M) and the state after the last token. Channel-last: transposes below are views."""
         # _mix_whole takes the weights of projections; one that was replaced or adapted must be called.
         plain = type(self.x_proj) is nn.Linear and type(self.out_proj) is nn.Linear
-        if plain and initial is None and not want_state and attention_mask is None and seq_idx is None:
+        whole = initial is None and attention_mask is None and seq_idx is None and context is None
+        if plain and whole and not want_state:
             return self._mix_whole(hidden), None
         conv_in, ssm_in = initial if initial is not None else (None, None)
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (B, D, L) each
@@ -202,6 +216,8 @@ class Mamba(nn.Module):
             seq_idx = None if seq_idx is None else _without_padding(seq_idx, padding.squeeze(1))
             if conv_in is not None:
                 conv_in, x = _behind_padding(conv_in.to(x.dtype), x, padding)
+        if context is not None:
+            conv_in = context.columns_before(x, self.d_conv)
         conv_out = self._last_inputs(x, conv_in, padding, seq_idx) if want_state else None
         x = causal_conv1d_fn(
             x,
@@ -215,15 +231,19 @@ class Mamba(nn.Module):
         dt = dt.transpose(1, 2)
         if padding is not None:
             dt = dt.masked_fill(padding, -1e4)  # softplus makes it 0, a step that leaves the state alone
+        A, bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
+        B, C = B.transpose(1, 2), C.transpose(1, 2)
+        if context is not None:
+            ssm_in = context.state_before(x, dt, A, B, C, bias)
         y = selective_scan_fn(
             x,
             dt,
-            -torch.exp(self.A_log.float()),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
+            A,
+            B,
+            C,
             self.D.float(),
             z=z,
-            delta_bias=self.dt_proj.bias.float(),
+            delta_bias=bias,
             delta_softplus=True,
             return_last_state=want_state,
             initial_state=ssm_in,
