@@ -49,10 +49,10 @@ class LanguageModel:
             self._held_out = packed(held_out)
             self._evaluated = min(config.eval_batches, -(-held_out.tokens // self.tokens))
         for block in model.backbone.layers:
-            if config.checkpoint_activations:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
             if config.compile:
-                block.compile()
+                block.forward = torch.compile(block.forward)
+            if config.checkpoint_activations:  # around what is compiled: the compiler passes over what checkpoints
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         # A checkpoint's search and injection have no part in this loss.
