@@ -132,7 +132,7 @@ def read_text(book: TheBook, uploads: TheUploads, start: Start = 0, end: End | N
 @router.post(
     "/books/{book_id}/ask",
     response_model=schemas.BookAnswer,
-    responses={200: STREAMED, **described(400, 401, 404, 429, 503, 504)},
+    responses={200: STREAMED, **described(400, 401, 404, 408, 413, 429, 503, 504)},
 )
 async def ask(
     body: schemas.AskRequest, book: TheBook, request: Request, uploads: TheUploads, service: TheService
@@ -230,7 +230,10 @@ def _pages(path: str, sha256: str, changed: int, size: int) -> int | None:
 @router.post(
     "/export",
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in export.MEDIA_TYPES.values()}}, **described(400, 401, 404)},
+    responses={
+        200: {"content": {kind: {} for kind in export.MEDIA_TYPES.values()}},
+        **described(400, 401, 404, 408, 413),
+    },
 )
 def export_conversation(body: schemas.ExportRequest, uploads: TheUploads) -> Response:
     """A conversation with its citations as Markdown, or the books that it cites as BibTeX or CSL JSON."""
