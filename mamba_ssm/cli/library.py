@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption
+from mamba_ssm.cli.options import (
+    ApiKeyOption,
+    Device,
+    DeviceOption,
+    EsiOption,
+    HostOption,
+    ModelOption,
+    TimeoutOption,
+)
 from mamba_ssm.cli.output import one_line
 from mamba_ssm.cli.serve import PACKAGES as SERVE
 from mamba_ssm.errors import ClusterError
@@ -78,31 +86,21 @@ def read(
 @app.command()
 def serve(
     library: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="What `library read` wrote.")],
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes for each shard, a CPU each.")] = 1,
     address: AddressOption = None,
     model: ModelOption = None,
     esi: EsiOption = None,
     device: DeviceOption = Device.auto,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key",
-            metavar="KEY",
-            envvar="MAMBA_ESI_API_KEY",
-            help="What clients must send; best in the environment.",
-        ),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300,
+    api_key: ApiKeyOption = None,
+    timeout: TimeoutOption = 300,
 ) -> None:
     """Answer questions to a library over HTTP: a process for each shard, and one in front of them."""
     with _the_extra():
         from mamba_ssm.cluster.serving import serve_library
         from mamba_ssm.server.run import say_where
         from mamba_ssm.server.settings import Settings
-    if api_key is not None and not api_key.strip():
-        raise typer.BadParameter("the key is empty", param_hint="--api-key")
     settings = Settings(host=host, api_key=api_key, timeout=timeout)
     with serve_library(
         library, settings, port, replicas=replicas, address=address, model=model, device=device.value, esi=esi

@@ -45,3 +45,23 @@ MaxNewTokensOption = Annotated[
 ]
 PassagesOption = Annotated[int, typer.Option("--passages", min=0, max=256, help="Passages of evidence to show.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+
+
+def _is_a_key(key: str | None) -> str | None:
+    if key is not None and not key.strip():
+        raise typer.BadParameter("the key is empty", param_hint="--api-key")
+    return key
+
+
+HostOption = Annotated[str, typer.Option(help="The address to listen on.")]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        envvar="MAMBA_ESI_API_KEY",
+        help="What clients must send; best in the environment.",
+        callback=_is_a_key,
+    ),
+]
+TimeoutOption = Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")]

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from mamba_ssm.cli.options import Device, DeviceOption, EsiOption, ModelOption
+from mamba_ssm.cli.options import (
+    ApiKeyOption,
+    Device,
+    DeviceOption,
+    EsiOption,
+    HostOption,
+    ModelOption,
+    TimeoutOption,
+)
 from mamba_ssm.cli.shelf import ShelfOption
 from mamba_ssm.errors import ServerError
 
@@ -20,23 +28,15 @@ def serve(
         typer.Argument(metavar="[BOOK]", help="What chat completions answer questions about: a book, as for `ask`."),
     ] = None,
     shelf: ShelfOption = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     model: ModelOption = None,
     esi: EsiOption = None,
     device: DeviceOption = Device.auto,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key",
-            metavar="KEY",
-            envvar="MAMBA_ESI_API_KEY",
-            help="What clients must send; best in the environment.",
-        ),
-    ] = None,
+    api_key: ApiKeyOption = None,
     slots: Annotated[int, typer.Option(min=1, max=1024, help="Texts that are generated together.")] = 64,
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 256,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300,
+    timeout: TimeoutOption = 300,
 ) -> None:
     """Serve a reading room for books, and the model, and perhaps a BOOK, with OpenAI's HTTP interface."""
     try:
@@ -46,8 +46,6 @@ def serve(
         if error.name is None or error.name.partition(".")[0] not in PACKAGES:
             raise
         raise ServerError(f'serving needs {error.name}: pip install "mamba-esi[serve]"') from error
-    if api_key is not None and not api_key.strip():
-        raise typer.BadParameter("the key is empty", param_hint="--api-key")
     from mamba_ssm.book import Engine, Shelf, load_book, read
 
     engine = Engine.load(model, device.value, esi)
