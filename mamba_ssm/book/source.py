@@ -16,9 +16,9 @@ from mamba_ssm.book.engine import Engine, Keys
 from mamba_ssm.errors import BookError
 from mamba_ssm.esi.reader import PAD
 from mamba_ssm.text import Piece, book_files, read_pieces
+from mamba_ssm.utils.files import sha256_of_file
 
 PLAIN = (".txt", ".md", ".markdown")
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+        return sha256_of_file(path)
     except OSError as error:
         raise BookError(f"{path}: it went away while it was read ({error.strerror}); try again") from error
-    return digest.hexdigest()

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from mamba_ssm.book import Shelf, ShelfBook
-from mamba_ssm.book.source import CHUNK_BYTES, Progress
+from mamba_ssm.book.source import Progress
 from mamba_ssm.errors import MambaESIError
+from mamba_ssm.utils.files import CHUNK_BYTES
 
 log = logging.getLogger("mamba_esi.server")
 PREFIX, DIGITS = "file-", 16

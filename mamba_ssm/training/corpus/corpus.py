@@ -5,7 +5,6 @@ Shapes: T tokens, N documents of a split.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from mamba_ssm.errors import CorpusError
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.corpus.manifest import SPAN_BYTES, SPLITS, Manifest, split_name
+from mamba_ssm.utils.files import sha256_of_file
 
 AGAIN = "delete the folder and write the corpus again"
 
@@ -118,13 +118,9 @@ class Corpus:
 
 def sha256_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256_of_file(path)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
-    return digest.hexdigest()
 
 
 def _sized(path: Path, size: int) -> Path:
