@@ -42,23 +42,22 @@ class Stream:
         self.texts = [_Text(*prompt, self, index) for index, prompt in enumerate(prompts)]
         self._worker = worker
         self._open = set(range(len(self.texts)))  # those that have not ended
-        self._made: deque[tuple[int, Token] | BaseException] = deque()
-        self._some = asyncio.Event()
+        self._made: asyncio.Queue[tuple[int, Token] | BaseException] = asyncio.Queue()
         self._timer = asyncio.get_running_loop().call_later(timeout, self.put, TimeoutError())
 
     def put(self, made: tuple[int, Token] | BaseException) -> None:
-        self._made.append(made)
-        self._some.set()
+        self._made.put_nowait(made)
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> list[tuple[int, Token]]:
         while self._open:
-            await self._some.wait()
+            there = [await self._made.get()]
+            while not self._made.empty():
+                there.append(self._made.get_nowait())
             tokens = []
-            while self._made:
-                made = self._made.popleft()
+            for made in there:
                 if isinstance(made, BaseException):
                     self.cancel()
                     raise made
@@ -68,7 +67,6 @@ class Stream:
                 if token.finish is not None:
                     self._open.discard(index)
                 tokens.append(made)
-            self._some.clear()
             if tokens:
                 return tokens
         self.cancel()

@@ -23,7 +23,8 @@ def streamed(model, read):
         await worker.start()
         try:
             stream = worker.submit(PROMPTS, timeout=60)
-            time.sleep(0.5)  # the event loop is busy, and the model goes on
+            while worker.steps < PROMPTS[1][1].max_tokens:  # the event loop is busy, and the model goes on
+                time.sleep(0.01)
             return await read(stream)
         finally:
             await worker.close()
