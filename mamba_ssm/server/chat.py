@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -26,7 +25,7 @@ from mamba_ssm.server.schemas import (
     TopLogprob,
     Usage,
 )
-from mamba_ssm.server.service import TheService, unless_gone
+from mamba_ssm.server.service import TheService, aside, unless_gone
 from mamba_ssm.server.sse import STREAMED, EventStream, chunk
 from mamba_ssm.text.tokenizer import Tokenizer
 
@@ -51,7 +50,8 @@ async def chat(body: ChatRequest, request: Request, service: TheService) -> Resp
     if service.book is not None:
         return await book_chat.answer(body, request, service, service.book, head)
     tokenizer = service.engine.tokenizer
-    prompt = (await asyncio.to_thread(tokenizer.encode, as_text(body.messages))).ids.tolist()
+    text = as_text(body.messages)
+    prompt = (await aside(len(text), tokenizer.encode, text)).ids.tolist()
     limit = body.max_completion_tokens or body.max_tokens or min(MAX_TOKENS, service.settings.max_tokens)
     top = (body.top_logprobs or 0) if body.logprobs else None
     generation = Generation(service, body, [prompt], limit, top, [*body.stops, NEXT_TURN])

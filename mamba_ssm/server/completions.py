@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -14,7 +13,7 @@ from mamba_ssm.models.batching import Token
 from mamba_ssm.server.generation import Generation
 from mamba_ssm.server.problems import Problem, described
 from mamba_ssm.server.schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
-from mamba_ssm.server.service import Service, TheService, unless_gone
+from mamba_ssm.server.service import Service, TheService, aside, unless_gone
 from mamba_ssm.server.sse import STREAMED, EventStream
 from mamba_ssm.text.tokenizer import Tokenizer
 
@@ -26,8 +25,10 @@ ERRORS = described(400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 async def complete(body: CompletionRequest, request: Request, service: TheService) -> Response | Completion:
     """Go on from a prompt, or from some."""
     service.check_model(body.model)
-    # Long texts take a while, and the event loop has others to serve.
-    prompts = await asyncio.to_thread(_prompts, body, service)
+    given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    if isinstance(given[0], int):
+        given = [given]
+    prompts = await aside(sum(map(len, given)), _prompts, given, service)
     generation = Generation(service, body, prompts, body.max_tokens, body.logprobs, body.stops)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -40,10 +41,7 @@ async def complete(body: CompletionRequest, request: Request, service: TheServic
     return await unless_gone(request, _whole(generation, head, service.engine.tokenizer, body))
 
 
-def _prompts(body: CompletionRequest, service: Service) -> list[list[int]]:
-    given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-    if isinstance(given[0], int):
-        given = [given]
+def _prompts(given: list[Any], service: Service) -> list[list[int]]:
     tokenizer, size = service.engine.tokenizer, service.engine.model.config.vocab_size
     prompts = []
     for prompt in given:

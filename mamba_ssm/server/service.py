@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from fastapi import Depends, Request
 
@@ -19,6 +19,8 @@ from mamba_ssm.server.settings import Settings
 from mamba_ssm.server.worker import Worker
 
 T = TypeVar("T")
+P = ParamSpec("P")
+SHORT = 2000  # characters
 
 
 class Asked(Protocol):
@@ -45,12 +47,22 @@ class Service:
             raise Problem(404, detail, code="model_not_found", param="model")
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # async: the others are called in a thread each
     service: Service = request.app.state.service
     return service
 
 
 TheService = Annotated[Service, Depends(_service)]
+
+
+async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """work(*given), on texts of so many characters: long ones take a while, and the event loop has others to serve.
+
+    Short ones take less than going to a thread and back, where the model's thread wants to run as well.
+    """
+    if size <= SHORT:
+        return work(*given, **named)
+    return await asyncio.to_thread(work, *given, **named)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

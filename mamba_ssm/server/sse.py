@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from mamba_ssm.server import problems
 
 DONE = "data: [DONE]\n\n"
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each event
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": _EVENT}}}
 """What OpenAPI says of a response of events."""
@@ -25,7 +26,7 @@ def chunk(
 
 
 def event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"data: {_ENCODER.encode(data)}\n\n"
 
 
 class EventStream(StreamingResponse):
