@@ -16,11 +16,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mamba_ssm.models.prompts import ENDLESS, PROMPT_TOKENS, Prompt
 from mamba_ssm.utils.generation import InferenceParams, update_graph_cache
 from mamba_ssm.utils.sampling import draw
 
-ENDLESS = 2**62  # tokens: a state does not grow with the text
-PROMPT_TOKENS = 512  # of prompts, read between two steps at most: more of them, and the other texts would wait long
 LEAST = 1e-5  # a temperature below is taken for 0, for logits that are divided by it overflow; and top_p is not lower
 
 
@@ -56,6 +55,7 @@ class Continuation:
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token, such as the end-of-sequence token")
         self.prompt, self.sampling = prompt, sampling
+        self.read = 0  # tokens of the prompt
         self.said = 0
         self.last = 0
         self.greedy = sampling.temperature < LEAST
@@ -64,7 +64,11 @@ class Continuation:
             self.generator.seed()
         else:
             self.generator.manual_seed(sampling.seed)
-        self.params = InferenceParams(ENDLESS, 1)
+
+    def how_to_draw(self) -> tuple[float, float, float]:
+        """The temperature, top_p, and the next random number in [0, 1)."""
+        uniform = float(torch.rand((), generator=self.generator))
+        return self.sampling.temperature, max(self.sampling.top_p, LEAST), uniform
 
     def note(self, token: int, logprob: float | None, likeliest: list[tuple[int, float]]) -> Token:
         """Count a token that was chosen."""
@@ -86,13 +90,14 @@ class Batch:
         self.device = model.lm_head.weight.device
         self.rows: list[Continuation] = []  # row i of the states is that of rows[i]
         self.joining: deque[Continuation] = deque()  # their prompts are not read yet
-        self.graph = None
+        self.graph, pool = None, None
         if self.device.type == "cuda":
             self.graph = update_graph_cache(model, None, slots, 1, ENDLESS)
-            self.params = self.graph.inference_params
+            self.params, pool = self.graph.inference_params, self.graph.pool
         else:
             self.params = InferenceParams(ENDLESS, slots, seqlen_offset=1)
             self.params.key_value_memory_dict = dict(model.allocate_inference_cache(slots, ENDLESS))
+        self.prompt = Prompt(model, pool)  # of the first that joins
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.joining)
@@ -109,8 +114,9 @@ class Batch:
             self.joining.remove(text)
             return
         row, last = self.rows.index(text), len(self.rows) - 1
-        self._set_state(row, {layer: (c[last], s[last]) for layer, (c, s) in self._states().items()})
-        self.rows[row] = self.rows[last]
+        if row != last:
+            self._set_state(row, self._states(), last)
+            self.rows[row] = self.rows[last]
         self.rows.pop()
 
     @torch.inference_mode()
@@ -130,7 +136,7 @@ class Batch:
             ids += [[0]] * (len(ids) == 1 < self.slots)
             return self._choose(self.rows, self.model.step(torch.tensor(ids, device=self.device), self.params))
         # All slots, always: one graph is enough, and the choice of kernels does not depend on who else is there.
-        tokens = torch.tensor(ids + [[0]] * (self.slots - len(ids)), device=self.device)
+        tokens = torch.tensor(ids + [[0]] * (self.slots - len(ids)))
         return self._choose(self.rows, self.graph.run(tokens)[:, -1])
 
     def _read_prompts(self) -> list[tuple[Continuation, Token]]:
@@ -140,37 +146,33 @@ class Batch:
         while self.joining and budget > 0:
             text = self.joining[0]
             # Cut at the same places whoever else is there, for the sake of the last bit.
-            part = text.prompt[text.params.seqlen_offset :][:PROMPT_TOKENS]
-            ids = torch.tensor([part], device=self.device)
-            logits = self.model(ids, inference_params=text.params, num_last_tokens=1).logits
-            text.params.seqlen_offset += len(part)
+            part = text.prompt[text.read : text.read + PROMPT_TOKENS]
+            logits = self.prompt.read(part, text.read)
+            text.read += len(part)
             budget -= len(part)
-            if text.params.seqlen_offset < len(text.prompt):
+            if text.read < len(text.prompt):
                 continue
             self.joining.popleft()
-            states = text.params.key_value_memory_dict
-            self._set_state(len(self.rows), {layer: (c[0], s[0]) for layer, (c, s) in states.items()})
-            text.params.reset(ENDLESS, 1)
-            text.params.key_value_memory_dict = {}
+            self._set_state(len(self.rows), self.prompt.states, 0)
             self.rows.append(text)
-            made += self._choose([text], logits[:, -1])
+            made += self._choose([text], logits)
         return made
 
     def _states(self) -> dict[int, tuple[Tensor, Tensor]]:
         return self.params.key_value_memory_dict
 
     @torch.inference_mode()
-    def _set_state(self, row: int, state: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def _set_state(self, row: int, states: dict[int, tuple[Tensor, Tensor]], source: int) -> None:
+        """Let a row have the state that row ``source`` of states has."""
         for layer, kept in self._states().items():
-            for part, new in zip(kept, state[layer], strict=True):
-                part[row].copy_(new)
+            for part, new in zip(kept, states[layer], strict=True):
+                part[row].copy_(new[source])
 
     def _choose(self, rows: list[Continuation], logits: Tensor) -> list[tuple[Continuation, Token]]:
         """Tokens for rows from logits (B, V), of which the first ones are theirs."""
         logits = logits[:, : self.model.config.vocab_size].float()
-        tokens = logits.max(-1).indices.tolist()  # three times as fast as argmax on a CPU
-        for i, token in self._draw(rows, logits).items():
-            tokens[i] = token
+        likeliest = logits.max(-1).indices  # three times as fast as argmax on a CPU
+        tokens = self._draw(rows, logits, likeliest).tolist()
         made = []
         for i, text in enumerate(rows):
             top = text.sampling.top_logprobs
@@ -183,15 +185,17 @@ class Batch:
             made.append((text, text.note(tokens[i], logprob, likeliest)))
         return made
 
-    def _draw(self, rows: list[Continuation], logits: Tensor) -> dict[int, int]:
-        """Tokens of the rows that are not greedy."""
-        warm = {i: text.sampling for i, text in enumerate(rows) if not text.greedy}
+    def _draw(self, rows: list[Continuation], logits: Tensor, likeliest: Tensor) -> Tensor:
+        """Tokens (B,): the likeliest ones of the rows that are greedy, and drawn ones of the others."""
+        warm = [i for i, text in enumerate(rows) if not text.greedy]
         if not warm:
-            return {}
-        settings = torch.tensor([[1.0, 1.0, 0.0]]).repeat(len(logits), 1)
-        for i, how in warm.items():
-            uniform = float(torch.rand((), generator=rows[i].generator))
-            settings[i] = torch.tensor([how.temperature, max(how.top_p, LEAST), uniform])
-        which = list(warm) if self.graph is None else list(range(len(logits)))  # all, as in _decode
-        drawn = draw(logits[which], *settings[which].to(self.device).unbind(1)).tolist()
-        return {i: token for i, token in zip(which, drawn, strict=True) if i in warm}
+            return likeliest
+        settings = torch.tensor([[1.0, 1.0, -1.0]]).repeat(len(logits), 1)
+        settings[warm] = torch.tensor([rows[i].how_to_draw() for i in warm])
+        # All on a GPU, as in _decode; and nothing is asked of it here, for each answer would be waited for.
+        which = warm if self.graph is None else slice(None)
+        settings = settings[which]
+        temperature, _, uniform = settings.to(self.device).unbind(1)
+        drawn = draw(logits[which], temperature, settings[:, 1], uniform)
+        likeliest[which] = torch.where(uniform < 0, likeliest[which], drawn)
+        return likeliest

@@ -95,28 +95,39 @@ def _capture(
 ) -> Callable[[Tensor], Tensor]:
     """The model on (batch_size, tokens) ids at seqlen_offset `offset`, to the logits of the last `last` tokens."""
     params = cache.inference_params
-    device = next(iter(model.parameters())).device
-    static_ids = torch.zeros(batch_size, tokens, dtype=torch.long, device=device)
     params.seqlen_offset = offset
+    if cache.pool is None:
+        cache.pool = torch.cuda.graph_pool_handle()  # graphs of a cache run one after the other
 
-    def step() -> Tensor:
-        return model(static_ids, inference_params=params, num_last_tokens=last).logits
+    def step(ids: Tensor) -> Tensor:
+        return model(ids, inference_params=params, num_last_tokens=last).logits
 
+    device = next(iter(model.parameters())).device
+    return capture(step, (batch_size, tokens), device, cache.pool, n_warmups)
+
+
+@torch.no_grad()
+def capture(
+    step: Callable[[Tensor], Tensor], shape: tuple[int, int], device: torch.device, pool: Any, n_warmups: int = 2
+) -> Callable[[Tensor], Tensor]:
+    """A function of ids of that shape: step(ids) as a CUDA graph. Its next call overwrites what it returned.
+
+    step runs on zeros before, and its effects on states stay. Graphs of one ``pool`` must run one after the other.
+    """
+    static_ids = torch.zeros(shape, dtype=torch.long, device=device)
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):  # Triton compiles, cuBLAS allocates: not while capturing
         for _ in range(n_warmups):
-            step()
+            step(static_ids)
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    if cache.pool is None:
-        cache.pool = torch.cuda.graph_pool_handle()  # graphs of a cache run one after the other
-    with torch.cuda.graph(graph, pool=cache.pool, stream=stream):
-        static_logits = step()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        made = step(static_ids)
 
     def run(input_ids: Tensor) -> Tensor:
         static_ids.copy_(input_ids)
         graph.replay()
-        return static_logits
+        return made
 
     return run

@@ -73,7 +73,8 @@ def sample(
 def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,) from logits (B, V), each row by its own temperature, top_p and number in [0, 1), all (B,).
 
-    By inversion of the distribution function, so a row's token depends on that row alone. top_p 1 does not limit.
+    By inversion of the distribution function, so a row's token depends on that row alone. top_p 1 does not limit; its
+    values are looked at, so on a GPU's tensors they had better be on the CPU.
     """
     logits = logits.float() / temperature.unsqueeze(1)
     for row, limit in enumerate(top_p.tolist()):

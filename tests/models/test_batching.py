@@ -143,11 +143,15 @@ def test_on_a_gpu_too(model):
     import copy
 
     on_gpu = copy.deepcopy(model).cuda()
-    texts = [Continuation(prompt(i, 5 + i), Sampling(20, 0.8 * (i % 2), seed=i)) for i in range(6)]
+    wanted = [
+        (prompt(i, length), Sampling(20, 0.8 * (i % 2), 1 - 0.1 * (i % 3), seed=i))
+        for i, length in enumerate((5, 6, 40, 129, 600, 8))
+    ]
+    texts = [Continuation(*pair) for pair in wanted]
     batch = Batch(on_gpu, 6)
     for text in texts:
         batch.add(text)
     together = finish(batch, texts)
-    for i, tokens in enumerate(together):
-        batch.add(text := Continuation(prompt(i, 5 + i), Sampling(20, 0.8 * (i % 2), seed=i)))
+    for pair, tokens in zip(wanted, together, strict=True):
+        batch.add(text := Continuation(*pair))
         assert finish(batch, [text])[0] == tokens
