@@ -37,6 +37,8 @@ class TextStream:
         return text
 
     def _take(self, text: str) -> str:
+        if not self._stops:
+            return text
         text = self._held + text
         at = min((found for stop in self._stops if (found := text.find(stop)) >= 0), default=-1)
         if at >= 0:
