@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import RESULTS, ROOT
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
@@ -149,6 +150,24 @@ def decode(path: Path) -> None:
     save(figure, path)
 
 
+def pretraining(path: Path) -> None:
+    """The loss of a run of `train lm` and its held-out perplexity. What was computed again after a kill is shown so."""
+    curve = load(RESULTS / "pretraining.json")["curve"]
+    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    axes.plot([row["step"] for row in curve], [row["loss"] for row in curve], linewidth=0.6, label="loss, training")
+    held_out = [(row["step"], row["held_out_loss"]) for row in curve if "held_out_loss" in row]
+    axes.plot(*zip(*held_out, strict=True), marker="o", markersize=3, label="loss, held out")
+    perplexity = axes.secondary_yaxis("right", functions=(np.exp, lambda values: np.log(np.maximum(values, 1e-9))))
+    perplexity.set_ylabel("perplexity")
+    perplexity.set_yticks([4, 8, 13, 20, 40, 80])
+    axes.set_ylim(1.2, 5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a token")
+    axes.spines["top"].set_visible(False)
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
 def cpu(path: Path) -> None:
     rows = [row for row in load(BENCHMARKS / "cpu.json")["rows"] if "tokens" in row]
     figure, axes = plt.subplots(figsize=(6.8, 3.2))
@@ -166,7 +185,7 @@ def cpu(path: Path) -> None:
     save(figure, path)
 
 
-PICTURES = (squad, textbooks, recall, memory, selective_scan, decode, cpu)
+PICTURES = (squad, textbooks, recall, memory, pretraining, selective_scan, decode, cpu)
 
 
 def main() -> int:
