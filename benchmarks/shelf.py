@@ -138,7 +138,7 @@ def exact(shelf: Shelf, questions: list[str]) -> list[list[tuple[str, int]]]:
             for block, keys in source.blocks():
                 finder.push(block, keys)
         for found, more in zip(best, finder.found(), strict=True):
-            found += [(score, book.id, window.first) for window, score, _ in more]
+            found += [(each.score, book.id, each.window.first) for each in more]
             found.sort(reverse=True)
             del found[max(TOP) :]
     return [[(book, first) for _, book, first in found] for found in best]
@@ -175,10 +175,10 @@ def measure(folder: Path, questions: int, compared: int) -> dict[str, Any]:
         if compared:
             some = asked[:: max(len(asked) // compared, 1)][:compared]
             right = exact(shelf, some)
-            found = [shelf.search(engine.question(question).query, books, max(TOP)) for question in some]
+            found = [shelf.search(engine.question(question).query, books, max(TOP))[0] for question in some]
             for k in TOP:
                 shares = [
-                    len(set(best[:k]) & {(window.book, window.first) for window, _ in windows[:k]}) / k
+                    len(set(best[:k]) & {(each.window.book, each.window.first) for each in windows[:k]}) / k
                     for best, windows in zip(right, found, strict=True)
                 ]
                 recall[f"recall@{k}"] = float(np.mean(shares))

@@ -81,7 +81,7 @@ def test_search_agrees_with_scoring_every_window(engine, book_path, book_text):
     finder = Finder([question.query], 5, engine)
     for block, block_keys in FileSource(book_path, engine).blocks():
         finder.push(block, block_keys)
-    found = [(score, window.first) for window, score, _ in finder.found()[0]]
+    found = [(each.score, each.window.first) for each in finder.found()[0]]
     best = sorted(scores, reverse=True)[:5]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in best], abs=0.05)
     assert len({start for _, start in found} & {start for _, start in best}) >= 4
@@ -152,7 +152,7 @@ def test_evidence_never_starts_beyond_the_text(engine, tmp_path):
     finder = Finder([engine.question("word").query], 50, engine)
     for block, keys in FileSource(path, engine).blocks():
         finder.push(block, keys)
-    starts = [window.first for window, _, _ in finder.found()[0]]
+    starts = [each.window.first for each in finder.found()[0]]
     assert sorted(starts) == list(range(0, max(starts) + 1, 32))
     assert max(starts) < n
     assert max(starts) + 64 >= n

@@ -47,7 +47,10 @@ def questions():
 
 
 def hits(finder):
-    return [[(w.first, w.ids.tolist(), w.text, w.section, score, gain) for w, score, gain in q] for q in finder.found()]
+    return [
+        [(w.first, w.ids.tolist(), w.text, w.section, score, gain, matches.tolist()) for w, score, gain, matches in q]
+        for q in finder.found()
+    ]
 
 
 def short_runs():

@@ -408,13 +408,21 @@ def test_two_passes_find_what_one_finds_without_headings(shelf, engine, texts, q
     monkeypatch.setattr(engine, "headings", lambda titles, under: None)
     for path in texts:
         shelf.add(path)
-    for books in (None, ["garden"], ["short"], ["sea", "short"]):
-        once = shelf.ask(question, books)
+    query = engine.question(question).query
+    for titles in (["garden", "sea", "short"], ["garden"], ["short"], ["sea", "short"]):
+        books = [shelf.book(title) for title in titles]
+        once, counts = shelf.search(query, books, 16)
+        assert counts is not None
+        assert counts.sum() == sum(book.tokens for book in books)
         with monkeypatch.context() as patch:
             patch.setattr(index, "EXACT_TOKENS", 0)
-            twice = shelf.ask(question, books)
-        assert found(twice) == found(once)
-        assert [p.score for p in twice.evidence] == pytest.approx([p.score for p in once.evidence], abs=1e-3)
+            twice, _ = shelf.search(query, books, 16)
+        assert [(hit.window.book, hit.window.first, hit.window.text) for hit in twice] == [
+            (hit.window.book, hit.window.first, hit.window.text) for hit in once
+        ]
+        assert [hit.score for hit in twice] == pytest.approx([hit.score for hit in once], abs=1e-3)
+        for one, other in zip(once, twice, strict=True):
+            np.testing.assert_allclose(other.matches, one.matches, atol=1e-5)
 
 
 def test_the_first_pass_is_exact_for_keys_that_depend_on_the_token_alone(plain_model, texts, tmp_path, monkeypatch):

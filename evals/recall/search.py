@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_ssm.book import Engine
-from mamba_ssm.book.engine import half_windows
+from mamba_ssm.book.blocks import Block, Mark
+from mamba_ssm.book.find import Finder
+from mamba_ssm.book.rank import KEPT, rank
 from mamba_ssm.esi.module import Question
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import StreamingSearch
 from mamba_ssm.training.recall.haystack import Haystack
 
 
@@ -45,7 +47,7 @@ def ask(engine: Engine, questions: Sequence[str]) -> Question:
 
 
 class ModelSearch:
-    """ESI's search over a stream of blocks, in memory that does not grow with the haystack."""
+    """ESI's search over a stream of blocks, in memory that does not grow with the haystack: that of books."""
 
     def __init__(self, engine: Engine, haystack: Haystack) -> None:
         self.engine, self.haystack = engine, haystack
@@ -53,23 +55,36 @@ class ModelSearch:
     @torch.inference_mode()
     def __call__(self, questions: Sequence[str], k: int) -> Found:
         engine, config = self.engine, self.engine.config
-        search = StreamingSearch(ask(engine, questions).query, k, config.stride)
-        kept = torch.full((len(questions), k, config.window), PAD, device=engine.device)
+        asked = [engine.question(question) for question in questions]
+        finder = Finder([question.query for question in asked], KEPT * k, engine)
         before = np.full(config.warmup, PAD, dtype=np.int32)
-        for block in self.haystack.blocks(engine.block_tokens):
+        first = 0
+        for ids in self.haystack.blocks(engine.block_tokens):
             with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.device.type == "cuda"):
-                keys = engine.keys(block, before)
-            first = search.position > 0
-            halves = search.position + config.stride * np.arange(len(keys.scales) // config.stride)
-            headings = engine.headings(*self.haystack.headings(halves))
-            source = search.push(keys.values(engine.device), headings)
-            text = np.concatenate([before[len(before) - config.stride * first :], block])
-            text = np.pad(text, (0, half_windows(len(text), config.stride) - len(text)), constant_values=PAD)
-            new = engine.tokens(text).unfold(0, config.window, config.stride)[(source - k).clamp(min=0)]
-            old = kept.gather(1, source.clamp(max=k - 1)[..., None].expand(-1, -1, config.window))
-            kept = torch.where((source < k)[..., None], old, new)
-            before = np.concatenate([before, block])[-config.warmup :]
-        return Found(search.top.starts, search.top.scores, kept, search.gains)
+                keys = engine.keys(ids, before)
+            finder.push(self._block(ids, first), keys)
+            before = np.concatenate([before, ids])[-config.warmup :]
+            first += len(ids)
+        rows = [
+            rank(question, found, finder.counts(), k) for question, found in zip(asked, finder.found(), strict=True)
+        ]
+        shape = len(questions), k
+        starts, scores, gains = torch.full(shape, -1), torch.full(shape, -torch.inf), torch.zeros(shape)
+        ids = torch.full((*shape, config.window), PAD)
+        for row, ranked in enumerate(rows):
+            for place, (window, score, gain, _) in enumerate(ranked):
+                starts[row, place], scores[row, place], gains[row, place] = window.first, score, gain
+                ids[row, place] = torch.from_numpy(window.padded(config.window))
+        return Found(*(tensor.to(engine.device) for tensor in (starts, scores, ids, gains)))
+
+    def _block(self, ids: NDArray[np.int32], first: int) -> Block:
+        """Every token a character: what windows say is not asked here."""
+        places = first + np.arange(len(ids), dtype=np.int64)
+        halves = places[:: self.engine.config.stride]
+        titles, under = self.haystack.headings(halves)
+        changes = np.flatnonzero(np.diff(under, prepend=-1)).tolist()
+        marks = tuple(Mark(int(halves[half]), None, titles[under[half]]) for half in changes)
+        return Block(first, ids, places, places + 1, "x" * len(ids), first, marks)
 
 
 class BM25Search:

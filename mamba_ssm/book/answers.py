@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from mamba_ssm.book.engine import Engine
-from mamba_ssm.book.find import Found, Passage
+from mamba_ssm.book.find import Passage
+from mamba_ssm.book.rank import Ranked
 from mamba_ssm.book.source import BookInfo
 from mamba_ssm.errors import QuestionError
 from mamba_ssm.esi.module import Question
@@ -115,7 +116,7 @@ def windows_for(engine: Engine, top_k: int, passages: int) -> int:
     return max(top_k, passages, RERANKED * top_k if engine.model.esi is None else engine.config.n_ranked)
 
 
-def reply(engine: Engine, question: str, embedded: Question, found: Sequence[Found], top_k: int, limit: int) -> Reply:
+def reply(engine: Engine, question: str, embedded: Question, found: Sequence[Ranked], top_k: int, limit: int) -> Reply:
     """Answer a question from what was found, best first."""
     if engine.model.esi is None:
         return replay(engine, question, found, top_k, limit)
@@ -123,18 +124,18 @@ def reply(engine: Engine, question: str, embedded: Question, found: Sequence[Fou
 
 
 @torch.inference_mode()
-def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int, limit: int) -> Reply:
+def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: int, limit: int) -> Reply:
     """Copy the most probable span of at most ``limit`` tokens from the top_k windows; the reader orders them all."""
     assert engine.model.esi is not None
     if not found:
         return Reply("", 0.0, [], told=False)
-    reader, windows = engine.model.esi.reader, [window for window, _, _ in found]
+    reader, windows = engine.model.esi.reader, [each.window for each in found]
     ids = engine.tokens(np.stack([window.padded(engine.config.window) for window in windows]))
-    scores, gains = (torch.tensor([column], device=engine.device) for column in list(zip(*found, strict=True))[1:])
+    scores, gains, fits = torch.tensor([each[1:] for each in found], device=engine.device).T[:, None]
     memory = engine.searcher.read(question, ids[None], scores)
     assert memory is not None
     memory = replace(memory, gains=gains)
-    ranked = reader.ranking(memory)[0]
+    ranked = reader.ranking(memory, fits)[0]
     ranking, told = ranked.tolist(), reader.tells(ranked)
     order = sorted(range(len(windows)), key=lambda i: -ranking[i])
     evidence = [windows[i].passage(ranking[i]) for i in order]
@@ -159,11 +160,11 @@ def point(engine: Engine, question: Question, found: Sequence[Found], top_k: int
     return Reply(text, sure, evidence, start, end, told, books[best])
 
 
-def replay(engine: Engine, question: str, found: Sequence[Found], top_k: int, limit: int) -> Reply:
+def replay(engine: Engine, question: str, found: Sequence[Ranked], top_k: int, limit: int) -> Reply:
     """Answer without ESI weights: rerank what the embeddings found, and read the best right before the question."""
     encode = engine.tokenizer.encode
     lead, asked = encode("\n\nQuestion:").ids.tolist(), encode(f" {question}").ids.tolist()
-    windows = [window for window, _, _ in found]
+    windows = [each.window for each in found]
     likelihood = question_likelihood(engine.model, [window.ids.tolist() for window in windows], lead, asked)
     ranked = sorted(zip(likelihood, windows, strict=True), key=lambda pair: -pair[0])
     context: list[int] = []

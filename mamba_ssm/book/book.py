@@ -13,6 +13,7 @@ from mamba_ssm.book.blocks import text_of
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.progress import bar
+from mamba_ssm.book.rank import KEPT, rank
 from mamba_ssm.book.relevance import BINS, Relevance, relevance
 from mamba_ssm.book.source import BookInfo, FileSource, Report, Source
 from mamba_ssm.book.store import StoredSource, is_saved, open_stored, store
@@ -120,13 +121,15 @@ class Book:
         embedded = [engine.question(question) for question in questions]
         k = windows_for(engine, top_k, passages)
         sought = [engine.question(f"{question} {context}") for question in questions] if context.strip() else embedded
-        finder = self._finder([question.query for question in sought], k)
+        finder = self._finder([question.query for question in sought], KEPT * k)
         searched = 0.0
         for block, keys in self._source.blocks(report, finder.wants):
             started = time.perf_counter()
             finder.push(block, keys)
             searched += time.perf_counter() - started
-        asked = zip(questions, embedded, finder.found(), strict=True)
+        found, counts = finder.found(), finder.counts()
+        ranked = [rank(question, windows, counts, k) for question, windows in zip(sought, found, strict=True)]
+        asked = zip(questions, embedded, ranked, strict=True)
         return (reply(engine, *each, top_k, limit) for each in asked), searched
 
     def _finder(self, queries: Sequence[Query], k: int) -> Finder:

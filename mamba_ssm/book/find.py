@@ -1,17 +1,19 @@
 """Find the best windows of a stream of blocks, for many questions at once, in memory that does not grow.
 
-Shapes: Q questions, M question tokens, K kept windows, R search width.
+Shapes: Q questions, M question tokens, K kept windows, R search width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mamba_ssm.book.blocks import Block
 from mamba_ssm.book.engine import Engine, Keys
@@ -19,6 +21,10 @@ from mamba_ssm.esi.reader import PAD
 from mamba_ssm.esi.search import Query, StreamingSearch, whole_window
 
 GROUP = 16  # questions scored together: their token scores of a block take some megabytes
+BEFORE = 4  # half windows before a window that are looked at, too
+TOGETHER = (
+    16  # windows matched at once, and question tokens in whole such numbers: in other shapes sums round otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -81,22 +87,31 @@ class Window:
         return np.pad(self.ids, (0, length - len(self.ids)), constant_values=PAD)
 
 
-Found = tuple[Window, float, float]
-"""A window, its score, and the part of it that is due to headings."""
+class Found(NamedTuple):
+    """A window, its score, the part of it that is due to headings, and how well each token of the question is matched:
+    matches (2, M), in the window, and in it or the BEFORE half windows before it."""
+
+    window: Window
+    score: float
+    gain: float
+    matches: NDArray[np.float32]
 
 
 class Finder:
-    """Keeps the k best windows of each question of the blocks that it is given, in order.
+    """Keeps the k best windows of each question of the blocks that it is given, in order, and counts their tokens.
 
     Where blocks are left out, the first one after them is only searched for windows that straddle its end.
     """
 
     def __init__(self, queries: Sequence[Query], k: int, engine: Engine) -> None:
         self.k, self.engine, self.config = k, engine, engine.config
+        self._lengths = [query.weights.shape[1] for query in queries]
         groups = [_stack(queries[i : i + GROUP]) for i in range(0, len(queries), GROUP)]
         self._searches = [StreamingSearch(query, k, self.config.stride) for query in groups]
-        self._kept: list[list[list[Window | None]]] = [[[None] * k for _ in query.vectors] for query in groups]
+        self._kept: list[list[list[_Kept | None]]] = [[[None] * k for _ in query.vectors] for query in groups]
+        self._counts = np.zeros(engine.tokenizer.vocab_size, np.int64)
         self._tail: Block | None = None
+        self._keys_before = torch.empty(0, engine.width, device=engine.device)
         self._next = 0
 
     def wants(self, number: int) -> bool:
@@ -114,31 +129,82 @@ class Finder:
             for search in self._searches:
                 search.seek(block.first)
                 search.score(keys, headings)
-            self._tail = block.tail(self.config.stride)
+            self._leave(block, keys)
             return
+        self._counts += np.bincount(block.ids, minlength=len(self._counts))
         text = block if self._tail is None else block.after(self._tail)
         if self._tail is None:
             keys, headings = whole_window(keys, headings, self.config.stride)
+        around = torch.cat([self._keys_before.to(keys.dtype), keys])
+        halves = around.unflatten(0, (-1, self.config.stride))
+        origin = block.first - len(self._keys_before)
         for search, kept in zip(self._searches, self._kept, strict=True):
-            sources, starts = search.push(keys, headings).tolist(), search.top.starts.tolist()
+            order = search.push(keys, headings)
+            sources, starts = order.tolist(), search.top.starts.tolist()
+            rows, places = (order >= self.k).nonzero(as_tuple=True)
+            first_halves = (search.top.starts[rows, places] - origin) // self.config.stride
+            new = matches(search.query.vectors[rows], halves, reach(first_halves))
             for row, source in enumerate(sources):
                 kept[row] = [
-                    kept[row][place] if place < self.k else Window.of(text, start, self.config.window)
+                    kept[row][place] if place < self.k else _Kept(Window.of(text, start, self.config.window), next(new))
                     for place, start in zip(source, starts[row], strict=True)
                 ]
+        self._leave(block, around)
+
+    def _leave(self, block: Block, keys: Tensor) -> None:
+        """Keep what the windows that straddle the block's end need of it."""
         self._tail = block.tail(self.config.stride)
+        self._keys_before = keys[-(BEFORE + 1) * self.config.stride :]
+
+    def counts(self) -> NDArray[np.int64]:
+        """How often each token was in what was searched: (V,)."""
+        return self._counts
 
     def found(self) -> list[list[Found]]:
         """The windows of each question, best first. White space alone is no find."""
-        return [[hit for hit in hits if not hit[0].text.isspace()] for hits in self.kept()]
+        return [[hit for hit in hits if not hit.window.text.isspace()] for hits in self.kept()]
 
     def kept(self) -> list[list[Found]]:
         """The k best windows of each question, or as many as there are, best first."""
-        return [
-            [(window, score, gain) for window, score, gain in zip(*columns, strict=True) if window is not None]
-            for search, kept in zip(self._searches, self._kept, strict=True)
-            for columns in zip(kept, search.top.scores.tolist(), search.gains.tolist(), strict=True)
+        rows = [
+            (kept, scores, gains)
+            for search, group in zip(self._searches, self._kept, strict=True)
+            for kept, scores, gains in zip(group, search.top.scores.tolist(), search.gains.tolist(), strict=True)
         ]
+        return [
+            [
+                Found(each.window, score, gain, each.matches[:, :length])
+                for each, score, gain in zip(*row, strict=True)
+                if each is not None
+            ]
+            for row, length in zip(rows, self._lengths, strict=True)
+        ]
+
+
+class _Kept(NamedTuple):
+    window: Window
+    matches: NDArray[np.float32]
+
+
+def reach(windows: Tensor) -> Tensor:
+    """The half windows to look at for windows by their numbers (n,): (n, BEFORE + 2), the window's own two last."""
+    # Before the first half window is none: it is taken again.
+    return (windows[:, None] + torch.arange(-BEFORE, 2, device=windows.device)).clamp(min=0)
+
+
+def matches(vectors: Tensor, halves: Tensor, places: Tensor) -> Iterator[NDArray[np.float32]]:
+    """As in Found, (2, M) for each of n windows.
+
+    vectors (n, M, R) of the questions; halves (H, stride, R) of keys; places (n, BEFORE + 2) in these, as of `reach`.
+    """
+    length, n = vectors.shape[1], len(places)
+    vectors = F.pad(vectors, (0, 0, 0, -length % TOGETHER)).to(halves.dtype)
+    for first in range(0, n, TOGETHER):
+        at = torch.arange(first, first + TOGETHER, device=places.device).clamp(max=n - 1)
+        products = vectors[at] @ halves[places[at]].flatten(1, 2).mT
+        best = products.unflatten(-1, (places.shape[1], -1)).amax(-1)[:, :length]
+        both = torch.stack([best[..., -2:].amax(-1), best.amax(-1)], 1)
+        yield from both[: n - first].float().cpu().numpy()
 
 
 def _stack(queries: Sequence[Query]) -> Query:

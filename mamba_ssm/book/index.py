@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.book.find import matches, reach
 from mamba_ssm.book.store import StoredSource
 from mamba_ssm.errors import BookError, ShelfError
 from mamba_ssm.esi.reader import PAD
@@ -190,3 +191,12 @@ def exact_scores(query: Query, keys: MappedKeys, windows: NDArray[np.int64], str
         first, second = np.split(places, 2)
         scores.append(query.weights[0].cpu() @ torch.maximum(maxima[:, first], maxima[:, second]))
     return torch.cat(scores)
+
+
+@torch.inference_mode()
+def exact_matches(query: Query, keys: MappedKeys, windows: NDArray[np.int64], stride: int) -> list[NDArray[np.float32]]:
+    """What `Found` keeps of windows (n,) by their numbers, in their order."""
+    halves, places = np.unique(reach(torch.from_numpy(windows)).numpy(), return_inverse=True)
+    mapped = keys.halves(halves, stride).unflatten(0, (-1, stride))
+    vectors = query.vectors.cpu().expand(len(windows), -1, -1)
+    return list(matches(vectors, mapped, torch.from_numpy(places.reshape(len(windows), -1))))

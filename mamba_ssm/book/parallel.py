@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder, Found
@@ -38,6 +41,11 @@ class PartFinder(Finder):
     def _is_own(self, number: int) -> bool:
         return number // RUN % dist.get_world_size(self.group) == dist.get_rank(self.group)
 
+    def counts(self) -> NDArray[np.int64]:
+        total = torch.from_numpy(super().counts().copy())
+        dist.all_reduce(total, group=self.group)
+        return total.numpy()
+
     def kept(self) -> list[list[Found]]:
         told: list[list[list[Found]]] = [[] for _ in range(dist.get_world_size(self.group))]
         # It pickles, which is no danger among the processes of one program.
@@ -47,5 +55,4 @@ class PartFinder(Finder):
 
 def _best_first(found: Found) -> tuple[float, int]:
     """Of equal scores, the earlier window is the better, as in TopK."""
-    window, score, _ = found
-    return -score, window.first
+    return -found.score, found.window.first

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_ssm.book import index
@@ -21,6 +22,7 @@ from mamba_ssm.book.engine import Engine, half_windows
 from mamba_ssm.book.find import Finder, Found, Window
 from mamba_ssm.book.index import Index, MappedKeys, token_keys
 from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
+from mamba_ssm.book.rank import KEPT, rank
 from mamba_ssm.book.relevance import BINS, Relevance
 from mamba_ssm.book.shelving import ESI, ID_DIGITS, INDEX, ROW, as_unicode, now, read_into, read_row
 from mamba_ssm.book.source import BookInfo, Report, sha256_of
@@ -233,9 +235,11 @@ class Shelf:
         engine = self.engine
         top_k = top_k or engine.config.top_k
         embedded = engine.question(question)
-        found = self.search(embedded.query, list(asked.values()), windows_for(engine, top_k, passages))
+        k = windows_for(engine, top_k, passages)
+        found, counts = self.search(embedded.query, list(asked.values()), KEPT * k)
+        ranked = rank(embedded, found, counts, k)
         searched = time.perf_counter()
-        said = reply(engine, question, embedded, found, top_k, max_new_tokens)
+        said = reply(engine, question, embedded, ranked, top_k, max_new_tokens)
         book = next(iter(asked.values())) if said.book is None else asked[said.book]
         info = BookInfo(book.path, book.sha256, book.tokens, book.characters)
         seconds = Seconds(0.0, searched - started, time.perf_counter() - searched)
@@ -243,43 +247,55 @@ class Shelf:
         self._library.record(now(), list(asked), answer.to_dict())
         return answer
 
-    def search(self, query: Query, books: Sequence[ShelfBook], k: int, tokens: int | None = None) -> list[Found]:
-        """The k best windows of some books, best first. ``tokens``: of all books that are searched, here and elsewhere;
-        by default those of these books. It decides how they are searched, on which scores depend."""
+    def search(
+        self, query: Query, books: Sequence[ShelfBook], k: int, tokens: int | None = None
+    ) -> tuple[list[Found], NDArray[np.int64] | None]:
+        """The k best windows of some books, best first, and how often each token is in these, if that is known.
+
+        ``tokens``: of all books that are searched, here and elsewhere; by default those of these books. It decides how
+        they are searched, on which scores depend.
+        """
         if (sum(book.tokens for book in books) if tokens is None else tokens) > index.EXACT_TOKENS:
-            return self._search_in_two_passes(query, books, k)
+            return self._search_in_two_passes(query, books, k), None
         found: list[Found] = []
+        counts = np.zeros(self.engine.tokenizer.vocab_size, np.int64)
         for book in books:
             with self._source(book) as source:
                 finder = Finder([query], k, self.engine)
                 for block, keys in source.blocks():
                     finder.push(block, keys)
-            found += [(replace(window, book=book.id), score, gain) for window, score, gain in finder.found()[0]]
-        return sorted(found, key=lambda pair: -pair[1])[:k]
+            found += [each._replace(window=replace(each.window, book=book.id)) for each in finder.found()[0]]
+            counts += finder.counts()
+        return sorted(found, key=lambda each: -each.score)[:k], counts
 
     def _search_in_two_passes(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
         """As above, without headings: the first pass knows tokens alone."""
-        engine, config = self.engine, self.engine.config
+        engine, stride = self.engine, self.engine.config.stride
         indexes = [self._index(book) for book in books]
         ids = [each.ids for each in indexes]
-        chosen = index.candidates(query, self._token_keys, ids, config.stride, max(k, index.CANDIDATES))
+        chosen = index.candidates(query, self._token_keys, ids, stride, max(k, index.CANDIDATES))
         scored: list[tuple[float, int, int]] = []
         for number, windows in enumerate(chosen):
             if len(windows):
-                path = self._file(books[number].file, ESI)
-                rows = half_windows(books[number].tokens, config.stride)
-                with MappedKeys(path, indexes[number], rows, engine.width) as keys:
-                    scores = index.exact_scores(query, keys, windows, config.stride).tolist()
+                with self._keys(books[number], indexes[number]) as keys:
+                    scores = index.exact_scores(query, keys, windows, stride).tolist()
                 scored += zip(scores, [number] * len(scores), windows.tolist(), strict=True)
         best = sorted(scored, key=lambda each: (-each[0], *each[1:]))[:k]
-        windows_of: dict[tuple[int, int], Window] = {}
+        found: dict[tuple[int, int], Found] = {}
         for number in {number for _, number, _ in best}:
-            with self._source(books[number]) as source:
-                for first in (config.stride * window for _, book, window in best if book == number):
-                    window = Window.of(source.span(first, config.window), first, config.window)
-                    windows_of[number, first] = replace(window, book=books[number].id)
-        found = [(windows_of[number, config.stride * window], score) for score, number, window in best]
-        return [(window, score, 0.0) for window, score in found if not window.text.isspace()]
+            book, own = books[number], [(window, score) for score, of, window in best if of == number]
+            with self._keys(book, indexes[number]) as keys, self._source(book) as source:
+                matched = index.exact_matches(query, keys, np.array([window for window, _ in own]), stride)
+                for (window, score), matches in zip(own, matched, strict=True):
+                    first = stride * window
+                    there = Window.of(source.span(first, engine.config.window), first, engine.config.window)
+                    found[number, window] = Found(replace(there, book=book.id), score, 0.0, matches)
+        ordered = [found[number, window] for _, number, window in best]
+        return [each for each in ordered if not each.window.text.isspace()]
+
+    def _keys(self, book: ShelfBook, of: Index) -> MappedKeys:
+        rows = half_windows(book.tokens, self.engine.config.stride)
+        return MappedKeys(self._file(book.file, ESI), of, rows, self.engine.width)
 
     @cached_property
     def _token_keys(self) -> Tensor:

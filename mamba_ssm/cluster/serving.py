@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -20,6 +22,7 @@ from mamba_ssm.book import Answer, BookInfo, Engine, Seconds, ShelfBook
 from mamba_ssm.book.answers import check, reply, windows_for
 from mamba_ssm.book.book import MAX_NEW_TOKENS
 from mamba_ssm.book.find import Found
+from mamba_ssm.book.rank import KEPT, rank
 from mamba_ssm.cluster.shards import Shards
 from mamba_ssm.cluster.start import cluster
 from mamba_ssm.errors import ClusterError, ShelfError
@@ -45,11 +48,14 @@ class Shard:
         """Of its books."""
         return sum(book.tokens for book in self._shelf.books())
 
-    def search(self, query: Query, k: int, tokens: int) -> tuple[list[Found], dict[str, ShelfBook]]:
-        """Its k best windows, best first, and their books by id. ``tokens``: of the whole library."""
+    def search(
+        self, query: Query, k: int, tokens: int
+    ) -> tuple[list[Found], NDArray[np.int64] | None, dict[str, ShelfBook]]:
+        """What `Shelf.search` finds in it, and the books of that by id. ``tokens``: of the whole library."""
         books = {book.id: book for book in self._shelf.books()}
-        found = self._shelf.search(query, list(books.values()), k, tokens)
-        return found, {key: books[key] for key in {window.book for window, _, _ in found} if key is not None}
+        found, counts = self._shelf.search(query, list(books.values()), k, tokens)
+        there = {key: books[key] for each in found if (key := each.window.book) is not None}
+        return found, counts, there
 
 
 class Front:
@@ -77,18 +83,22 @@ class Front:
         try:
             if self._tokens is None:
                 self._tokens = sum(await asyncio.gather(*(shard.tokens.remote() for shard in self._shards)))
-            searches = (shard.search.remote(embedded.query, k, self._tokens) for shard in self._shards)
+            searches = (shard.search.remote(embedded.query, KEPT * k, self._tokens) for shard in self._shards)
             parts = await asyncio.gather(*searches)
         except (RayError, RayServeException) as error:
             log.error("a shard failed", exc_info=error)
             raise Problem(503, "a shard of the library does not answer: try again later", code="shard") from error
-        books = {key: book for _, some in parts for key, book in some.items()}
-        found = sorted((each for some, _ in parts for each in some), key=lambda each: -each[1])[:k]
+        books = {key: book for _, _, some in parts for key, book in some.items()}
+        found = sorted((each for some, _, _ in parts for each in some), key=lambda each: -each.score)[: KEPT * k]
         if not found:
             raise ShelfError("there are no books to ask: `mamba-esi library read` adds them")
+        counts = [each for _, each, _ in parts if each is not None]
+        ranked = rank(embedded, found, np.sum(counts, 0) if counts else None, k)
         searched = time.perf_counter()
-        said = await loop.run_in_executor(self._thread, reply, engine, question, embedded, found, top_k, MAX_NEW_TOKENS)
-        book = books[said.book or found[0][0].book or ""]
+        said = await loop.run_in_executor(
+            self._thread, reply, engine, question, embedded, ranked, top_k, MAX_NEW_TOKENS
+        )
+        book = books[said.book or ranked[0].window.book or ""]
         info = BookInfo(book.path, book.sha256, book.tokens, book.characters)
         seconds = Seconds(0.0, searched - started, time.perf_counter() - searched)
         answer = said.answer(question, passages, engine.name, info, seconds)

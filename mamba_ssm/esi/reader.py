@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAD = 0
 MAX_ANSWER = 24
 DROPOUT = 0.15
-SEARCH_SHARE = 0.3  # of the search's score in what windows are ranked by; chosen on the development articles
+FIT_SHARE = 0.6  # of how well a window fits in what windows are ranked by; chosen on the development articles
 HEADING_SHARE = 0.5  # of what headings add to a score, in the logits of an answer; chosen on development articles, too
 
 
@@ -141,10 +141,11 @@ class WindowReader(nn.Module):
         first, last = torch.cat([logits.flatten(1, 2), empty], 1).unbind(-1)
         return first, last
 
-    def ranking(self, memory: Memory) -> Tensor:
-        """What windows are ranked by, (B, K): the logits of the best places to begin and end in each, and its score."""
+    def ranking(self, memory: Memory, fits: Tensor) -> Tensor:
+        """What windows are ranked by, (B, K): the logits of the best places to begin and end in each, and how well it
+        fits (B, K)."""
         first, last = (logits[:, :-1].view(memory.ids.shape).amax(-1) for logits in self.span_logits(memory))
-        return (first + last) / 2 + SEARCH_SHARE * memory.scores
+        return (first + last) / 2 + FIT_SHARE * fits
 
     def tells(self, ranking: Tensor) -> bool:
         """Whether the best of a question's windows, ranked (K,), fits it as those do that hold an answer.

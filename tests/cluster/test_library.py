@@ -80,7 +80,7 @@ def titles(shards, engine):
 
 
 def windows(found):
-    return [(window.book, window.first, window.text, score, gain) for window, score, gain in found]
+    return [(each.window.book, each.window.first, each.window.text, each.score, each.gain) for each in found]
 
 
 def search_both(library, shelf, engine, question, tokens):
@@ -88,9 +88,9 @@ def search_both(library, shelf, engine, question, tokens):
     query, found = engine.question(question).query, []
     for number in range(library.count):
         with Shelf.open(library.folder(number), engine) as shard:
-            found += shard.search(query, shard.books(), 32, tokens)
-    together = sorted(found, key=lambda each: -each[1])[:32]
-    return windows(shelf.search(query, shelf.books(), 32, tokens)), windows(together)
+            found += shard.search(query, shard.books(), 32, tokens)[0]
+    together = sorted(found, key=lambda each: -each.score)[:32]
+    return windows(shelf.search(query, shelf.books(), 32, tokens)[0]), windows(together)
 
 
 def test_shards_together_find_what_one_shelf_finds(library, shelf, engine):

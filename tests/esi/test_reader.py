@@ -9,7 +9,7 @@ from small_esi import SIZES, small_model, tokens
 from torch.nn import functional as F
 
 from mamba_ssm.esi.injection import Injection
-from mamba_ssm.esi.reader import PAD, SEARCH_SHARE, Memory
+from mamba_ssm.esi.reader import FIT_SHARE, PAD, Memory
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
 K, W = SIZES["top_k"], SIZES["window"]
@@ -44,16 +44,15 @@ def all_spans(model: MambaLMHeadModel, memory: Memory, row: int, longest: int) -
 
 
 class TestRanking:
-    def test_is_the_best_places_of_a_window_and_its_score(self, model: MambaLMHeadModel, memory: Memory) -> None:
+    def test_is_the_best_places_of_a_window_and_how_well_it_fits(self, model: MambaLMHeadModel, memory: Memory) -> None:
         first, last = model.esi.reader.span_logits(memory)
-        ranking = model.esi.reader.ranking(memory)
+        fits = torch.tensor([[3.0, -1.0, 0.5], [2.0, -INF, 7.0]])
+        ranking = model.esi.reader.ranking(memory, fits)
         for row in range(2):
             for k in range(K):
                 places = slice(k * W, (k + 1) * W)
                 best = (max(first[row, places].tolist()) + max(last[row, places].tolist())) / 2
-                assert ranking[row, k].item() == pytest.approx(
-                    best + SEARCH_SHARE * memory.scores[row, k].item(), rel=1e-5
-                )
+                assert ranking[row, k].item() == pytest.approx(best + FIT_SHARE * fits[row, k].item(), rel=1e-5)
         assert ranking[1, 1] == -INF  # where there is no window
 
     def test_the_first_windows_alone_are_read_as_if_there_were_no_others(self, model: MambaLMHeadModel) -> None:

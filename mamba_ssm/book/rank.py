@@ -1,0 +1,49 @@
+"""Judge anew the windows that a search found, when all of the text is known.
+
+A window's score knows the window alone, and how rare a word of the question is in general. How rare it is in this text
+says more: the title of a book stands on each of its pages. And a text names once what it goes on to speak of, so a word
+counts, for less, where it stands before the window.
+
+Shapes: K windows, M question tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_ssm.book.find import Found, Window
+from mamba_ssm.esi.module import Question
+
+KEPT = 2  # times as many windows are found as are then read
+# Both chosen on the development articles: evals/ranking.py.
+RARITY = 0.5  # power of a token's inverse frequency in the text
+BEFORE_SHARE = 0.7  # of a match before the window
+
+
+class Ranked(NamedTuple):
+    """A window, its score and the part of it that is due to headings, as the search has them, and its ``fit``: the
+    score, judged anew."""
+
+    window: Window
+    score: float
+    gain: float
+    fit: float
+
+
+def rank(question: Question, found: Sequence[Found], counts: NDArray[np.int64] | None, k: int) -> list[Ranked]:
+    """The k windows that fit best, best first. ``counts`` (V,): how often each token is in the text, if it is known."""
+    if not found:
+        return []
+    weights = question.query.weights[0].cpu().numpy()
+    total = weights.sum()
+    if counts is not None:
+        weights = weights * np.log1p(counts.sum() / (counts[question.ids[0].cpu().numpy()] + 0.5)) ** RARITY
+    weights = weights * (total / weights.sum() / (1 + BEFORE_SHARE))
+    matches = np.stack([each.matches for each in found])
+    fits = (matches[:, 0] + BEFORE_SHARE * matches[:, 1]) @ weights + np.array([each.gain for each in found])
+    order = np.argsort(-fits, kind="stable")[:k]
+    return [Ranked(found[i].window, found[i].score, found[i].gain, float(fits[i])) for i in order]
