@@ -5,8 +5,8 @@
 
 Questions of the 40 development articles, each in a book of its article alone and in one of all 40. The search finds
 windows; recall is reported of their order by score, and by fit for each choice of the constants; then of the passages
-that the reader makes of the best 32, and exact match of answers from the best 8, where these are the best by score, by
-fit, and by fit with that in place of the score in all that the reader knows. Writes evals/results/ranking.json.
+that the reader makes of the best 32 by fit, and exact match of answers from the 8 of these that are best by score, and
+by fit. Writes evals/results/ranking.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mamba_ssm.esi.module import Question
 from mamba_ssm.training.squad import article_text
 
 KS = (1, 8, 32)
-RARITIES, SHARES, FIT_SHARES = (0.0, 0.5, 1.0), (0.0, 0.4, 0.7, 1.0), (0.2, 0.4, 0.6, 0.8)
+RARITIES, SHARES, FIT_SHARES = (0.0, 0.5, 1.0), (0.0, 0.4, 0.7, 1.0), (0.3, 0.9)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Case:
 
     def ranked(self, engine: Engine) -> list[Ranked]:
         return rank.rank(self.question, self.found, self.counts, engine.config.n_ranked)
+
+    def by_fit(self, engine: Engine) -> list[Ranked]:
+        return sorted(self.ranked(engine), key=lambda each: -each.fit)
 
 
 def cases(engine: Engine, texts: Sequence[str], asked: Sequence[Asked], each: int) -> Iterator[Case]:
@@ -80,11 +83,7 @@ def answered(engine: Engine, some: Sequence[Case], how: str) -> dict[str, float]
     ranks: list[int | None] = []
     marks = []
     for case in some:
-        windows = case.ranked(engine)
-        if how == "score":
-            windows = sorted(windows, key=lambda each: -each.score)
-        elif how == "fit alone":
-            windows = [each._replace(score=each.fit) for each in windows]
+        windows = case.ranked(engine) if how == "score" else case.by_fit(engine)
         said = point(engine, case.question, windows, engine.config.top_k, MAX_NEW_TOKENS)
         ranks.append(first_hit([(passage.start, passage.end) for passage in said.evidence], case.gold))
         marks.append(quality(said.text, case.asked))
@@ -106,14 +105,14 @@ def main() -> int:
         book: dict[str, Any] = {"by score": recalls([order_of(case.found, case.gold) for case in some]), "by fit": []}
         for rarity, share in itertools.product(RARITIES, SHARES):
             rank.RARITY, rank.BEFORE_SHARE = rarity, share
-            ranks = [order_of(case.ranked(engine), case.gold) for case in some]
+            ranks = [order_of(case.by_fit(engine), case.gold) for case in some]
             book["by fit"].append({"rarity": rarity, "before_share": share, **recalls(ranks)})
         rank.RARITY, rank.BEFORE_SHARE = chosen["rarity"], chosen["before_share"]
-        book["answered"] = {how: answered(engine, some, how) for how in ("score", "fit", "fit alone")}
+        book["answered"] = {how: answered(engine, some, how) for how in ("score", "fit")}
         book["by fit share"] = []
         for share in FIT_SHARES:
             reader.FIT_SHARE = share
-            book["by fit share"].append({"fit_share": share, **answered(engine, some, "fit")})
+            book["by fit share"].append({"fit_share": share, **answered(engine, some, "score")})
         reader.FIT_SHARE = chosen["fit_share"]
         result["books"][name] = book
         write(arguments.out or RESULTS / "ranking.json", result)

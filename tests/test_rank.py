@@ -76,8 +76,10 @@ def window(first, own, before, gain=0.0):
     return Found(empty, float(np.mean(own)) + gain, gain, matches)
 
 
-def order(question, found, counts, k=8):
-    return [each.window.first for each in rank(question, found, counts, k)]
+def order(question, found, counts):
+    """The windows' first tokens, the best fit first."""
+    ranked = rank(question, found, counts, len(found))
+    return [each.window.first for each in sorted(ranked, key=lambda each: -each.fit)]
 
 
 def test_a_word_that_is_rare_in_the_text_weighs_more():
@@ -110,7 +112,11 @@ def test_fits_are_as_the_formula_says_and_of_the_size_of_scores():
     assert rank(question(0, 1), [same], counts, 8)[0].fit == pytest.approx(same.score, rel=1e-5)
 
 
-def test_no_more_than_k_and_of_equals_the_first():
+def test_those_that_fit_best_stay_in_the_order_of_their_scores():
+    found = [
+        window(64 * i, [own], [before]) for i, (own, before) in enumerate([(0.9, 0), (0.8, 0), (0.7, 0.7), (0.6, 1)])
+    ]
+    assert [each.window.first for each in rank(question(3), found, None, 3)] == [0, 64, 192]
     same = [window(64 * i, [0.5], [0.5]) for i in range(5)]
-    assert order(question(3), same, None, k=3) == [0, 64, 128]
+    assert [each.window.first for each in rank(question(3), same, None, 3)] == [0, 64, 128]
     assert rank(question(3), [], None, 3) == []

@@ -35,7 +35,10 @@ class Ranked(NamedTuple):
 
 
 def rank(question: Question, found: Sequence[Found], counts: NDArray[np.int64] | None, k: int) -> list[Ranked]:
-    """The k windows that fit best, best first. ``counts`` (V,): how often each token is in the text, if it is known."""
+    """The k windows that fit best, the best by score first: answers are read there, as the reader has learned to.
+
+    ``counts`` (V,): how often each token is in the text, if it is known.
+    """
     if not found:
         return []
     weights = question.query.weights[0].cpu().numpy()
@@ -45,5 +48,5 @@ def rank(question: Question, found: Sequence[Found], counts: NDArray[np.int64] |
     weights = weights * (total / weights.sum() / (1 + BEFORE_SHARE))
     matches = np.stack([each.matches for each in found])
     fits = (matches[:, 0] + BEFORE_SHARE * matches[:, 1]) @ weights + np.array([each.gain for each in found])
-    order = np.argsort(-fits, kind="stable")[:k]
-    return [Ranked(found[i].window, found[i].score, found[i].gain, float(fits[i])) for i in order]
+    best = np.sort(np.argsort(-fits, kind="stable")[:k])
+    return [Ranked(found[i].window, found[i].score, found[i].gain, float(fits[i])) for i in best]
