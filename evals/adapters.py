@@ -26,6 +26,7 @@ from mamba_ssm.book import Engine
 from mamba_ssm.book.engine import DEFAULT_MODEL, device_of
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
+from mamba_ssm.training.config import BACKBONE_RATE
 from mamba_ssm.training.esi_training import tune
 from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.squad import article_text
@@ -64,7 +65,7 @@ def train(arguments: Any, device: torch.device) -> dict[str, float]:
             arguments.steps,
             batch=arguments.batch,
             seed=arguments.seed,
-            with_backbone=name == WHOLE,
+            backbone_rate=BACKBONE_RATE if name == WHOLE else 0.0,
         )
         seconds[name] = time.perf_counter() - started
         save = engine.model.save_esi if name == FROZEN else engine.model.save_pretrained

@@ -23,13 +23,11 @@ from common import RESULTS, ROOT, options, provenance, write
 from mamba_ssm.book import Engine
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
-from mamba_ssm.training.esi_training import READ
-from mamba_ssm.training.evaluate import absolute_gold, answer_quality, mine, recall
+from mamba_ssm.training.evaluate import SHELF, quality
 from mamba_ssm.training.examples import Examples
 
 PROMPTS = ("The function returns", "Anarchism is", "To create a table in the database,", "A list of numbers")
 SAMPLED = 60  # tokens
-BOOKS = (1, 40)
 
 
 def samples(model: MambaLMHeadModel, tokenizer: Tokenizer, device: str) -> list[str]:
@@ -45,14 +43,8 @@ def samples(model: MambaLMHeadModel, tokenizer: Tokenizer, device: str) -> list[
 def answers(model: MambaLMHeadModel, tokenizer: Tokenizer, examples: Examples, n: int, seed: int) -> dict[str, Any]:
     """Recall, exact match and F1 on ``n`` questions, by articles of a book."""
     chosen = np.random.default_rng(seed).permutation(len(examples.questions))[:n]
-    rows, gold, found = torch.from_numpy(chosen), absolute_gold(examples), {}
-    for articles in BOOKS:
-        starts, scores = mine(model, examples, articles, 32)
-        hits = recall(starts[rows], gold[rows], model.searcher().config.window, (1, 8, 32))
-        best = starts[:, :READ], scores[:, :READ]
-        em, f1 = answer_quality(model, examples, *best, tokenizer.decode, rows)
-        found[str(articles)] = {"recall@1/8/32": hits, "exact_match": em, "f1": f1}
-    return found
+    rows = torch.from_numpy(chosen)
+    return {str(n): quality(model, examples, n, tokenizer.decode, rows, (1, 8, 32)) for n in (1, SHELF)}
 
 
 def main() -> int:

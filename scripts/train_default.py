@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training import teacher as teaching
 from mamba_ssm.training.borrowed import ENCODER_RATE, TABLE_RATE, start
-from mamba_ssm.training.esi_training import READ, SEARCH_RATE, Mined, Recipe, train_esi
-from mamba_ssm.training.evaluate import absolute_gold, answer_quality, mine, recall
+from mamba_ssm.training.esi_training import SEARCH_RATE, train_esi
+from mamba_ssm.training.evaluate import SHELF, quality
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.reading import Taught, read_batches
+from mamba_ssm.training.reading import Mined, ReadBatches, Taught
+from mamba_ssm.training.stages import READ, Plan
 from mamba_ssm.utils.hf import dequantise, read_weights
 
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
@@ -93,17 +95,13 @@ def main() -> None:
         def report(stage: str, answers: bool) -> None:
             """Recall, and with ``answers`` exact match and F1, on articles that are kept out for development."""
             chosen = np.random.default_rng(0).permutation(len(development.questions))[:DEVELOPMENT_QUESTIONS]
-            rows, gold, line = torch.from_numpy(chosen), absolute_gold(development), {"stage": stage}
+            rows, line = torch.from_numpy(chosen), {"stage": stage}
+            decode = tokenizer.decode if answers else None
             with torch.autocast(**half):
                 model.eval()
-                for articles in (1, 40):
-                    starts, scores = mine(model, development, articles, 32)
-                    found = recall(starts[rows], gold[rows], model.searcher().config.window, (1, 8, 32))
-                    line[f"recall@1/8/32, {articles} articles"] = [round(r, 4) for r in found]
-                    if answers:
-                        best = starts[:, :READ], scores[:, :READ]
-                        quality = answer_quality(model, development, *best, tokenizer.decode, rows)
-                        line[f"EM/F1, {articles} articles"] = [round(q, 4) for q in quality]
+                for articles in (1, SHELF):
+                    found = quality(model, development, articles, decode, rows, (1, 8, 32))
+                    line[f"{articles} articles"] = {name: round(value, 4) for name, value in found.items()}
             log(json.dumps(line))
 
         @functools.cache
@@ -116,10 +114,9 @@ def main() -> None:
             """Of what is found first, the teacher learns itself."""
             config = model.searcher().config
             if not teacher.cache_info().currsize:
-                lessons = read_batches(
-                    training, mined, TEACHER_ROWS, READ, config, np.random.default_rng(args.seed), device
-                )
-                teaching.tune(teacher(), lessons, args.teacher_steps, TEACHER_RATE, log)
+                lessons = ReadBatches(training, mined, TEACHER_ROWS, READ, config, (args.seed,), device)
+                batches = map(lessons.at, itertools.count())
+                teaching.tune(teacher(), batches, args.teacher_steps, TEACHER_RATE, log)
             return teacher().eval().label(training, mined, config.window)
 
         def done(stage: str) -> None:
@@ -127,7 +124,7 @@ def main() -> None:
             if stage != "reader":  # which the language model leaves as it is
                 report(stage, answers=stage != "search")
 
-        recipe = Recipe(
+        plan = Plan(
             search_rates={"backbone.embedding": TABLE_RATE, "backbone.layers": ENCODER_RATE},
             read_rates={
                 "backbone.embedding": TABLE_RATE * ENCODER_RATE,
@@ -141,10 +138,9 @@ def main() -> None:
             crop=args.crop,
             batch=args.batch,
             seed=args.seed,
-            minings=args.minings,
         )
         taught = teach if args.teacher_steps else None
-        train_esi(model, training, recipe, log, done=done, recall=recall_books, teach=taught)
+        train_esi(model, training, plan, log, done=done, recall=recall_books, teach=taught, minings=args.minings)
 
 
 if __name__ == "__main__":

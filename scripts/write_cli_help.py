@@ -5,7 +5,7 @@ python scripts/write_cli_help.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -13,9 +13,14 @@ import docstring_parser
 import typer
 
 from mamba_ssm.cli.main import app
-from mamba_ssm.training.config import LMConfig, LoopConfig, NewModel
+from mamba_ssm.training.config import EsiConfig, LMConfig, LoopConfig, NewModel, QAConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+RECIPES: dict[str | None, Sequence[tuple[str, type]]] = {
+    "lm": (("", LoopConfig), ("", LMConfig), ("new.", NewModel)),
+    "esi": (("", LoopConfig), ("", EsiConfig)),
+    "qa": (("", LoopConfig), ("", EsiConfig), ("", QAConfig)),
+}
 MARK = "<!-- What follows is written by scripts/write_cli_help.py. -->\n"
 
 
@@ -42,22 +47,25 @@ def described(context: typer.Context, command: typer.core.TyperCommand) -> str:
         if record is not None:
             name, meaning = (" ".join(part.replace("|", "\\|").split()) for part in record)
             lines.append(f"| `{name}` | {meaning} |")
-    if command.name == "lm":
-        lines += settings()
+    if command.name in RECIPES:
+        lines += settings(RECIPES[command.name])
     return "\n".join(lines) + "\n"
 
 
-def settings() -> Iterator[str]:
-    """Rows for the settings of ``train lm``, whose own parser takes them."""
+def settings(kinds: Sequence[tuple[str, type]]) -> Iterator[str]:
+    """Rows for the settings of a recipe, whose own parser takes them."""
     yield "| `--config FILE` | A YAML file of these settings. |"
     yield "| `--resume` | Go on from the newest checkpoint of `--out`, or begin where there is none. |"
-    for prefix, kind in (("", LoopConfig), ("", LMConfig), ("new.", NewModel)):
+    rows = {}  # what a kind says of a setting anew stands where the kind before it had it
+    for prefix, kind in kinds:
         meanings = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
         for setting in fields(kind):
             if setting.name in meanings:
                 default = "" if setting.default in (MISSING, None) else f" [default: {setting.default}]"
                 needed = " [required]" if setting.default is setting.default_factory is MISSING else ""
-                yield f"| `--{prefix}{setting.name.replace('_', '-')}` | {meanings[setting.name]}{default}{needed} |"
+                name = f"`--{prefix}{setting.name.replace('_', '-')}`"
+                rows[name] = f"| {name} | {meanings[setting.name]}{default}{needed} |"
+    yield from rows.values()
 
 
 def written() -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: parameters and the optimiser's moments, in shards that any number of processes can read.
+"""Checkpoints of a run: what it trains and the optimiser's moments, in shards that any number of processes can read.
 
 ``checkpoints/step-000120/`` holds a safetensors file per process, with the parts of each tensor that this process had
 (torch.distributed.checkpoint puts them together again), and state.json, with the step and what the run was told. It is
@@ -28,7 +28,7 @@ from mamba_ssm.errors import TrainingError
 FOLDER, STATE = "checkpoints", "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 _STATE = {"step": int, "config": dict, "data": str}
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's: a parameter may not take every step
 
 
 def newest(out: Path) -> Path | None:
@@ -90,8 +90,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the checkpoint of a ``step`` into model and optimizer, in place, whatever the number of processes.
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint into model and optimizer, in place, whatever the number of processes.
 
     Raises TrainingError where it is damaged.
     """
@@ -102,10 +102,9 @@ def load(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
 
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
-            # Every parameter takes every step.
+            moments = {name: torch.zeros_like(parameter) for name in MOMENTS[1:]}
             where = parameter.device if group["fused"] else "cpu"
-            optimizer.state[parameter] = {"step": torch.tensor(float(step), device=where), **moments}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=where), **moments}
     reader = HuggingFaceStorageReader(str(folder))
     try:
         with _quiet():
@@ -123,6 +122,8 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     """What a checkpoint holds, by names that do not depend on what the model is wrapped in."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         name = name.removeprefix("module.")
         tensors[name] = parameter.detach()
         for moment in MOMENTS:

@@ -1,15 +1,18 @@
-"""Settings of a run of ``mamba-esi train lm``: from the command line, a YAML file, or both.
+"""Settings of a run of ``mamba-esi train``: from the command line, a YAML file, or both.
 
-``LoopConfig`` is what the loop needs whatever it trains, ``LMConfig`` adds what is the language model's own.
+``LoopConfig`` is what the loop needs whatever it trains; ``LMConfig``, ``EsiConfig`` and ``QAConfig`` add what is a
+recipe's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mamba_ssm.errors import TrainingError
+
+BACKBONE_RATE = 0.1
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -90,37 +93,88 @@ class LMConfig(LoopConfig):
     """Steps' worth of held-out text in an evaluation."""
 
 
+@dataclass(kw_only=True)
+class EsiConfig(LoopConfig):
+    """Train search, reader and injection for a checkpoint, which stays as it is; use it with --esi."""
+
+    model: str
+    """The checkpoint, a name on the hub or a folder."""
+    questions: str | None = None
+    """A file of JSON lines with "book", "question", "answer", and perhaps "start"."""
+    data: str | None = None
+    """In place of questions, what scripts/prepare_data.py wrote, for checkpoints with the default model's tokenizer."""
+    out: str = "esi"
+    """The folder of the run: each stage's checkpoints and metrics.jsonl, and at the end what was trained."""
+    steps: int = 1000
+    """Steps of the optimiser, of all three stages."""
+    batch: int = 32
+    """Questions of a step, of all processes together."""
+    lr: float = 1e-3
+    """The learning rate at its highest."""
+    warmup: int = 200
+    """Steps until the learning rate is at its highest, in each stage; at most a seventh of its steps."""
+    weight_decay: float = 0.01
+    """Of matrices; SSM parameters, norms, biases and embeddings have none."""
+    parallel: Literal["ddp"] = "ddp"
+    """What each process has of the model: a copy."""
+    eval_every: int = 100
+    """Steps between two evaluations on the questions that are held out; 0 to hold none out."""
+    save_every: int = 100
+    """Steps between two checkpoints; there is one at the end of each stage, too."""
+
+
+@dataclass(kw_only=True)
+class QAConfig(EsiConfig):
+    """Train a checkpoint end to end to answer questions: its own weights, search, reader and injection."""
+
+    out: str = "qa"
+    """The folder of the run: each stage's checkpoints and metrics.jsonl, and at the end the model."""
+    backbone_rate: float = BACKBONE_RATE
+    """The share of the learning rate at which the checkpoint's own weights learn."""
+
+
 _POSITIVE = ("steps", "log_every", "save_every", "keep", "length", "rows", "accumulate", "eval_batches", "lr", "clip")
+_POSITIVE_OF_ANSWERING = ("batch", "backbone_rate")
 _NOT_NEGATIVE = ("warmup", "decay_steps", "eval_every", "weight_decay", "seed")
 # What a resumed run may set anew: it changes nothing of what is learned, but for rounding.
 _FREE = {"out", "parallel", "device", "log_every", "eval_every", "save_every", "keep", "tracker"}
-_FREE |= {"data", "accumulate", "compile", "checkpoint_activations", "eval_batches"}
+_FREE |= {"data", "questions", "model", "accumulate", "compile", "checkpoint_activations", "eval_batches"}
+STAGES = 3  # of EsiConfig and QAConfig
 
 
 class SettingError(TrainingError):
     """What is no setting, or no value of one."""
 
 
-def parse(arguments: Sequence[str]) -> tuple[LMConfig, bool]:
-    """The settings that arguments of the command line give, with the YAML file that ``--config`` names; and whether
-    to resume.
+Config = TypeVar("Config", bound=LoopConfig)
+
+
+def parse(kind: type[Config], command: str, arguments: Sequence[str]) -> tuple[Config, bool]:
+    """The settings that arguments of a command give, with the YAML file that ``--config`` names; and whether to resume.
 
     Raises SettingError.
     """
     from jsonargparse import ArgumentError
 
     try:
-        given = parser_of_lm().parse_args([_with_underscores(argument) for argument in arguments])
+        given = parser_of(kind, command).parse_args([_with_underscores(argument) for argument in arguments])
     except ArgumentError as error:
         raise SettingError(" ".join(str(error).split())) from error
-    named = {f.name: given[f.name] for f in fields(LMConfig)}
-    config = LMConfig(**named | {"new": NewModel(**vars(given.new))})
-    for name in _POSITIVE:
-        if not getattr(config, name) > 0:
-            raise SettingError(f"{name} is {getattr(config, name)}: it must be above 0")
+    named = {f.name: given[f.name] for f in fields(kind)}
+    if "new" in named:
+        named["new"] = NewModel(**vars(given.new))
+    config = kind(**named)
+    for name in (*_POSITIVE, *_POSITIVE_OF_ANSWERING):
+        if not named.get(name, 1) > 0:
+            raise SettingError(f"{name} is {named[name]}: it must be above 0")
     for name in _NOT_NEGATIVE:
-        if getattr(config, name) < 0:
-            raise SettingError(f"{name} is {getattr(config, name)}: it must not be negative")
+        if named[name] < 0:
+            raise SettingError(f"{name} is {named[name]}: it must not be negative")
+    if isinstance(config, EsiConfig):
+        if (config.questions is None) == (config.data is None):
+            raise SettingError("give either --questions FILE or --data FOLDER")
+        if config.steps < STAGES:
+            raise SettingError(f"steps is {config.steps}: there are {STAGES} stages, so give {STAGES} or more")
     return config, given.resume
 
 
@@ -130,21 +184,21 @@ def _with_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if argument.startswith("--") else argument
 
 
-def parser_of_lm() -> ArgumentParser:
-    """The parser of ``mamba-esi train lm``'s options, with what the docstrings above say of them."""
+def parser_of(kind: type[LoopConfig], command: str) -> ArgumentParser:
+    """The parser of a command's options, with what the docstrings above say of them."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="mamba-esi train lm", exit_on_error=False)
+    parser = ArgumentParser(prog=command, exit_on_error=False)
     parser.add_argument("--config", action="config", metavar="FILE", help="A YAML file of these settings.")
     parser.add_argument(
         "--resume", action="store_true", help="Go on from the newest checkpoint of --out, or begin where there is none."
     )
-    parser.add_class_arguments(LMConfig)
+    parser.add_class_arguments(kind)
     return parser
 
 
-def as_yaml(config: LMConfig) -> str:
+def as_yaml(config: LoopConfig) -> str:
     """For ``--config``."""
     import yaml
 
@@ -155,7 +209,7 @@ def contradictions(saved: dict[str, Any], config: LoopConfig) -> list[str]:
     """In which settings a run that ``saved`` (asdict) is of learned otherwise than this one would, in words."""
     now = asdict(config)
     return [
-        f"{name} {saved.get(name)} and not {value}"
-        for name, value in now.items()
-        if name not in _FREE and saved.get(name) != value
+        f"{name} {saved.get(name)} and not {now.get(name)}"
+        for name in saved | now
+        if name not in _FREE and saved.get(name) != now.get(name)
     ]

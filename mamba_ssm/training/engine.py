@@ -26,7 +26,7 @@ from mamba_ssm.errors import TrainingError
 from mamba_ssm.training import checkpoints
 from mamba_ssm.training.config import LoopConfig, contradictions
 from mamba_ssm.training.schedule import cosine, wsd
-from mamba_ssm.training.throughput import matrix_parameters, peak_flops
+from mamba_ssm.training.throughput import peak_flops
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,15 +35,22 @@ Batch = TypeVar("Batch")
 """A NamedTuple of tensors, on the CPU where the recipe makes it."""
 Metrics = dict[str, float]
 """A line of metrics.jsonl."""
+CROSS_ENTROPY = "cross_entropy"
 
 
 class Recipe(Protocol[Batch]):
-    """What a run learns. ``tokens``: of a step. ``data``: names what it learns from, and is kept with a checkpoint."""
+    """What a run learns. ``name``: of what is learned. ``tokens`` and ``operations``: of a step; of the latter 0 where
+    nobody knows. ``data``: names what it learns from, and is kept with a checkpoint.
+    """
 
     @property
     def model(self) -> nn.Module: ...
 
+    @property
+    def name(self) -> str: ...
+
     tokens: int
+    operations: int
     data: str
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -55,11 +62,14 @@ class Recipe(Protocol[Batch]):
     def held_out(self, rank: int, ranks: int) -> Iterable[Batch]:
         """What it is evaluated on; as many batches in every process."""
 
-    def weight(self, batch: Batch) -> int:
-        """Of how many things the loss of a batch is the mean: how much it counts in a step's."""
+    def weights(self, batch: Batch) -> dict[str, int]:
+        """Of how many things each part of the loss of a batch is the mean: how much it counts in a step's.
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        The parts are the same in every process.
+        """
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts of a batch's loss, scalars, whose sum is learned; of CROSS_ENTROPY the perplexity is told, too."""
 
 
 class _Objective(nn.Module, Generic[Batch]):
@@ -70,7 +80,7 @@ class _Objective(nn.Module, Generic[Batch]):
         self.model = recipe.model
         self._loss, self._device, self._bf16 = recipe.loss, device, bf16
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         # Not by Accelerate, which for FSDP2 casts parameters instead: A_log and D must stay in fp32.
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             return self._loss(batch)
@@ -89,9 +99,16 @@ def run(
     another run, a loss that is not finite, and a full disk; the last checkpoint stays as it is.
     """
     loop = _Loop(recipe, config, accelerator, report)
-    loop.begin(resume)
-    with _told_to_stop() as told:
-        return loop.run(told)
+    try:
+        loop.begin(resume)
+        with _told_to_stop() as told:
+            return loop.run(told)
+    finally:
+        # There may be another run after this one.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
+        accelerator.free_memory()
 
 
 class _Loop(Generic[Batch]):
@@ -101,9 +118,8 @@ class _Loop(Generic[Batch]):
         self.recipe, self.config, self.accelerator, self.report = recipe, config, accelerator, report
         self.out, self.step = Path(config.out), 0
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
-        self.operations = 6 * matrix_parameters(recipe.model) * recipe.tokens
         bf16 = config.precision == "bf16"
-        peak = peak_flops(accelerator.device) if bf16 else None
+        peak = peak_flops(accelerator.device) if bf16 and recipe.operations else None
         self.peak = None if peak is None else peak * self.ranks
         optimizer = torch.optim.AdamW(recipe.parameter_groups(), betas=(0.9, 0.95), fused=True)
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -127,27 +143,29 @@ class _Loop(Generic[Batch]):
             if others:
                 raise TrainingError(f"{newest} is of another run ({', '.join(others)}): give that, or another --out")
             self.step = state["step"]
-            checkpoints.load(newest, self.step, self.objective, self.optimizer)
+            checkpoints.load(newest, self.objective, self.optimizer)
         if self.config.tracker is not None:
-            self.accelerator.init_trackers("mamba-esi", {k: str(v) for k, v in asdict(self.config).items()})
+            self.accelerator.init_trackers(
+                f"mamba-esi-{self.recipe.name}", {k: str(v) for k, v in asdict(self.config).items()}
+            )
 
     def run(self, told: Sequence[signal.Signals]) -> signal.Signals | None:
         config = self.config
         self.objective.train()
         since, started = self.step, time.perf_counter()
         while self.step < config.steps:
-            loss, norm, stop = self._learn(bool(told))
+            parts, norm, stop = self._learn(bool(told))
             self.step += 1
             done = self.step == config.steps
             saves = done or stop or self.step % config.save_every == 0
             evaluates = config.eval_every and (done or self.step % config.eval_every == 0)
             if not (saves or evaluates or self.step % config.log_every == 0):
                 continue
-            metrics = self._checked(loss, norm)
+            metrics = self._checked(parts, norm)
             seconds = time.perf_counter() - started
             metrics["tokens_per_second"] = (self.step - since) * self.recipe.tokens / seconds
             if self.peak is not None:
-                metrics["share_of_peak"] = (self.step - since) * self.operations / seconds / self.peak
+                metrics["share_of_peak"] = (self.step - since) * self.recipe.operations / seconds / self.peak
             if evaluates:
                 metrics |= self._evaluate()
             self._log(metrics)
@@ -159,26 +177,32 @@ class _Loop(Generic[Batch]):
             since, started = self.step, time.perf_counter()
         return None
 
-    def _learn(self, stop: bool) -> tuple[Tensor, Tensor, bool]:
-        """One step. Returns this process's share of the loss, the gradient's norm, and whether any was told to stop."""
+    def _learn(self, stop: bool) -> tuple[dict[str, Tensor], Tensor, bool]:
+        """One step. Returns this process's share of each part of the loss, the gradient's norm, and whether any process
+        was told to stop.
+        """
         seed = np.random.SeedSequence((self.config.seed, self.step, self.rank))
         torch.manual_seed(int(seed.generate_state(1)[0]))
         batches = self.recipe.batches(self.step, self.rank, self.ranks)
-        weights = [self.recipe.weight(batch) for batch in batches]
-        total, stops = self._of_all(sum(weights), stop)
+        weights = [self.recipe.weights(batch) for batch in batches]
+        sums = _summed(weights)
+        *totals, stops = self._of_all(*sums.values(), stop)
+        total = dict(zip(sums, totals, strict=True))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule(self.step)
-        loss = torch.zeros((), device=self.accelerator.device)
+        learned = []
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True), 1):
             waits = index < len(batches)
             with self.accelerator.no_sync(self.objective) if waits else nullcontext():
-                part = self.objective(self._here(batch)) * (weight / total)
-                self.accelerator.backward(part * self.ranks)  # the mean of the processes' gradients is taken
-            loss += part.detach()
+                parts = self.objective(self._here(batch))
+                # What counts for nothing anywhere has a total of 0.
+                parts = {name: part * (weight[name] / max(1, total[name])) for name, part in parts.items()}
+                self.accelerator.backward(sum(parts.values()) * self.ranks)  # the processes' mean gradient is taken
+            learned.append({name: part.detach() for name, part in parts.items()})
         norm: Any = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm, stops > 0
+        return _summed(learned), norm.full_tensor() if hasattr(norm, "full_tensor") else norm, stops > 0
 
     def _of_all(self, *numbers: float) -> list[float]:
         """The sums of all processes' numbers."""
@@ -193,15 +217,15 @@ class _Loop(Generic[Batch]):
 
         return send_to_device(batch, self.accelerator.device, non_blocking=True)
 
-    def _checked(self, loss: Tensor, norm: Tensor) -> Metrics:
+    def _checked(self, parts: dict[str, Tensor], norm: Tensor) -> Metrics:
         """Of the step that is over. Raises TrainingError where its loss or its gradient is not finite."""
-        (of_all,) = self._of_all(loss.item())
-        metrics = {"step": self.step, "loss": of_all, "gradient_norm": norm.item()}
+        of_all = dict(zip(parts, self._of_all(*(part.item() for part in parts.values())), strict=True))
+        metrics = {"step": self.step, **_told("", of_all), "gradient_norm": norm.item()}
         if not all(map(math.isfinite, metrics.values())):
             newest = checkpoints.newest(self.out)
             kept = f"{newest} is the last good checkpoint" if newest else "there is no checkpoint yet"
             raise TrainingError(
-                f"the loss is {of_all} and its gradient's norm {norm.item()} at step {self.step}: "
+                f"the loss is {metrics['loss']} and its gradient's norm {norm.item()} at step {self.step}: "
                 f"lower the learning rate with --lr; {kept}"
             )
         return metrics | {"lr": self.optimizer.param_groups[0]["lr"]}
@@ -209,14 +233,22 @@ class _Loop(Generic[Batch]):
     @torch.no_grad()
     def _evaluate(self) -> Metrics:
         self.objective.eval()
-        summed, count = torch.zeros((), device=self.accelerator.device), 0
+        sums, counts = [], []
         for batch in self.recipe.held_out(self.rank, self.ranks):
-            weight = self.recipe.weight(batch)
-            summed += self.objective(self._here(batch)) * weight
-            count += weight
+            weights = self.recipe.weights(batch)
+            counts.append(weights)
+            sums.append({name: part * weights[name] for name, part in self.objective(self._here(batch)).items()})
         self.objective.train()
-        loss, total = self._of_all(summed.item(), count)
-        return {"held_out_loss": loss / total, "held_out_perplexity": math.exp(loss / total)}
+        summed, count = _summed(sums), _summed(counts)
+        totals = self._of_all(*(part.item() for part in summed.values()), *(count[name] for name in summed))
+        means = {
+            name: total / max(1, n)
+            for name, total, n in zip(summed, totals[: len(summed)], totals[len(summed) :], strict=True)
+        }
+        metrics = _told("held_out_", means)
+        if CROSS_ENTROPY in means:
+            metrics["held_out_perplexity"] = math.exp(means[CROSS_ENTROPY])
+        return metrics
 
     def _log(self, metrics: Metrics) -> None:
         if self.accelerator.is_main_process:
@@ -228,6 +260,21 @@ class _Loop(Generic[Batch]):
                 raise TrainingError(f"{path} cannot be written ({error.strerror}): make room, then --resume") from error
             self.report(metrics)
         self.accelerator.log(metrics, step=self.step)
+
+
+def _summed(many: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sums of each part, by its name."""
+    sums: dict[str, Any] = {}
+    for parts in many:
+        for name, part in parts.items():
+            sums[name] = sums.get(name, 0) + part
+    return sums
+
+
+def _told(prefix: str, parts: dict[str, float]) -> Metrics:
+    """The loss, and its parts, where it is not all one."""
+    named = {} if parts.keys() == {CROSS_ENTROPY} else {f"{prefix}{name}": part for name, part in parts.items()}
+    return {f"{prefix}loss": sum(parts.values()), **named}
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """Train ESI: the search, then, on the windows that it finds, the reader, then the injection and the language model.
 
-One recipe for the default model, which learns all of it from nothing, and for a checkpoint that is there already.
+One plan for the default model, which learns all of it from nothing, and for a checkpoint that is there already. Here it
+is followed on one device, where a GPU replays a step's passes; training/answering.py follows it on the engine.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,192 +17,93 @@ from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.search import rank_weights
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
-from mamba_ssm.training.evaluate import mine
+from mamba_ssm.training.evaluate import SHELF, mine
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.loop import Parts, train
-from mamba_ssm.training.reading import (
-    MARKS,
-    Frame,
-    ReadBatch,
-    Taught,
-    answer_loss,
-    answer_sequences,
-    order_loss,
-    plain_sequences,
-    read_batches,
-    span_loss,
+from mamba_ssm.training.loop import train
+from mamba_ssm.training.reading import Frame, Mined, Taught
+from mamba_ssm.training.stages import (
+    MINED,
+    RECALL_READ,
+    LanguageStage,
+    Lessons,
+    Plan,
+    ReaderStage,
+    SearchStage,
+    Source,
+    Stage,
 )
-from mamba_ssm.training.retrieval import SearchBatch, search_batches, search_loss
 
-SHELF = 40  # articles in the larger of the two kinds of book that the reader sees
-MINED, READ = 20, 8  # windows found for each question, and windows read of them
-RECALL_READ = 12  # of a question that may have several answers
-RECALL_TURN = 4  # one step in so many is the recall tasks'
-SEARCH_TURN = 4  # one step of the reader in so many goes on to train the search
-QUESTIONS = 256  # in a batch of the search
-WORD_DROPOUT = 0.1
-PLAIN_TURN = 3  # one step in so many, the language model also learns to do without ESI
 SEARCH_FIRST, LANGUAGE_LAST = 0.2, 0.2  # shares of the steps that train the search, and the language model
 SEARCH_RATE = 0.5  # share of the learning rate while the reader is trained
+WARMUP = 200  # steps
 # One layer of context, as in the default model: more found no more, and cost reading speed.
 ADDED = ESIConfig(n_enc=1)
-BACKBONE_RATE = 0.1  # share of the learning rate, where a checkpoint's own weights are tuned too
-
-
-Mined = Sequence[tuple[Tensor, Tensor]]
-"""Starts and scores (questions, MINED) of what was found, for each kind of book."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long, how fast, and on how much at a time.
-
-    ``search_rates`` and ``read_rates``: shares of the learning rate by prefix of a parameter's name, 0 to freeze, while
-    the search is trained and while the reader is. ``language_rate``: of the language model's layers after the encoder,
-    when these are trained. ``crops`` article crops of ``crop`` tokens, a multiple of a block, make a batch of the
-    search; ``batch`` questions one of the reader. ``frame`` stands around a question where the language model is asked
-    it; it also learns to answer without ESI, ``plain_rows`` questions at a time. The reader is trained on
-    what the search finds at ``minings`` times, evenly apart: the search goes on learning, and finds other windows.
-    """
-
-    search_rates: Mapping[str, float]
-    read_rates: Mapping[str, float]
-    search_steps: int
-    read_steps: int
-    language_steps: int
-    language_rate: float = 1.0
-    lr: float = 1e-3
-    crops: int = 12
-    crop: int = 4032
-    batch: int = 96
-    seed: int = 0
-    frame: Frame = MARKS
-    plain_rows: int = 16
-    minings: int = 1
-
-
-class Turn(NamedTuple):
-    """What a step of the reader learns from, and where it is the search's turn, that too."""
-
-    read: ReadBatch
-    search: SearchBatch | None
-
-
-class Said(NamedTuple):
-    """What a step of the language model learns to say: ids and targets, with the windows injected, and without ESI."""
-
-    read: ReadBatch
-    answer: tuple[Tensor, Tensor]
-    plain: tuple[Tensor, Tensor] | None
 
 
 def train_esi(
     model: MambaLMHeadModel,
     examples: Examples,
-    recipe: Recipe,
+    plan: Plan,
     log: Callable[[str], None] = print,
     report: Callable[[Tensor], None] | None = None,
     done: Callable[[str], None] = lambda stage: None,
     recall: Examples | None = None,
     teach: Callable[[Mined], Sequence[Taught]] | None = None,
+    minings: int = 1,
 ) -> None:
     """Train a model that has ESI parameters, in place.
 
     ``done`` is told each stage that is over: "search", "reader", "language". ``recall``: books of the recall tasks, to
-    train on beside the examples. ``teach``: from windows that were found to what a teacher makes of them.
+    train on beside the examples. ``teach``: from windows that were found to what a teacher makes of them. The reader is
+    trained on what the search finds at ``minings`` times, evenly apart: the search goes on learning, and finds other
+    windows.
     """
     device = next(model.parameters()).device
-    rng = np.random.default_rng(recipe.seed)
-    sources = [examples] if recall is None else [examples, recall]
-    searching = [
-        search_batches(source, recipe.crops, recipe.crop, QUESTIONS, rng, WORD_DROPOUT, device) for source in sources
-    ]
+    sources = [Source(examples)]
+    if recall is not None:
+        sources.append(Source(recall, RECALL_READ))
+    lessons = Lessons(sources, device=device)
 
-    def run(loss: Callable[..., Parts], batches: Iterator, steps: int, rates: Mapping[str, float]) -> None:
-        # A short run is warmed up for a part of it, too.
-        warmup = min(200, 1 + steps // 7)
-        slow = dict(rates)
-        train(model, loss, steps, recipe.lr, batches, capture=True, warmup=warmup, slow=slow, log=log, report=report)
+    def run(stage: Stage, steps: int, batches: Iterator) -> None:
+        warmup = warmed(WARMUP, steps)
+        slow = dict(stage.rates)
+        train(model, stage.loss, steps, plan.lr, batches, True, plan.decay, warmup, slow, log, report)
+        done(stage.name)
 
-    def search_turns() -> Iterator[SearchBatch]:
-        for step in itertools.count():
-            yield next(searching[_whose_turn(step, sources)])
-
-    def searching_step(batch: SearchBatch) -> Parts:
-        return {"search": search_loss(model, batch)}
-
-    run(searching_step, search_turns(), recipe.search_steps, recipe.search_rates)
-    done("search")
-
-    def found_in(source: Examples, k: int, teach: Callable[[Mined], Sequence[Taught]] | None) -> Iterator[ReadBatch]:
+    def find() -> ReaderStage:
+        nonlocal lessons
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            mined = [mine(model, source, articles, MINED) for articles in (1, SHELF)]
-        rows = min(max(1, recipe.batch * READ // k), len(source.questions))
-        taught = None if teach is None else teach(mined)
-        return read_batches(source, mined, rows, k, model.searcher().config, rng, device, taught)
+            sources = [replace(source, mined=found_in(model, source.examples)) for source in lessons.sources]
+        if teach is not None:
+            sources[0] = replace(sources[0], taught=teach(sources[0].mined))
+        lessons = replace(lessons, sources=sources)
+        return ReaderStage(model, plan, lessons)
 
-    def find() -> list[Iterator[ReadBatch]]:
-        found = [found_in(examples, READ, teach)]
-        return found if recall is None else [*found, found_in(recall, RECALL_READ, None)]
+    search = SearchStage(model, plan, lessons)
+    run(search, plan.search_steps, map(search.at, itertools.count()))
+    reader = find()
+    again = {round(plan.read_steps * n / minings) for n in range(1, minings)}
 
-    reading = find()
-    again = {round(recipe.read_steps * n / recipe.minings) for n in range(1, recipe.minings)}
-
-    def read_turns() -> Iterator[Turn]:
+    def reading() -> Iterator:
+        nonlocal reader
         for step in itertools.count():
             if step in again:
-                reading[:] = find()
-            source = _whose_turn(step, sources)
-            # The search goes on learning, lest the encoder forget it; of both sources, in turn.
-            searches = step % SEARCH_TURN == (step // SEARCH_TURN) % SEARCH_TURN
-            yield Turn(next(reading[source]), next(searching[source]) if searches else None)
+                reader = find()
+            yield reader.at(step)
 
-    def reading_step(turn: Turn) -> Parts:
-        searcher, batch = model.searcher(), turn.read
-        question = searcher.ask(batch.questions)
-        memory = searcher.read(question, batch.windows, batch.scores)
-        assert memory is not None
-        parts = {"span": span_loss(model, memory, batch)}
-        if turn.search is not None:
-            parts["search"] = search_loss(model, turn.search)
-            if batch.taught is not None:
-                parts["order"] = order_loss(model, question, batch)
-        return parts
-
-    run(reading_step, read_turns(), recipe.read_steps, recipe.read_rates)
-    done("reader")
-
-    text = torch.from_numpy(examples.ids)
-
-    def language_turns() -> Iterator[Said]:
-        for step in itertools.count():
-            batch = next(reading[0])
-            answer = answer_sequences(batch.questions, batch.answers, frame=recipe.frame)
-            plain = None
-            if step % PLAIN_TURN == 0 and recipe.plain_rows:
-                plain = plain_sequences(batch, text, recipe.plain_rows, recipe.frame)
-            yield Said(batch, answer, plain)
-
-    def language_step(said: Said) -> Parts:
-        batch, searcher = said.read, model.searcher()
-        with torch.no_grad():
-            memory = searcher.read(searcher.ask(batch.questions), batch.windows, batch.scores)
-        parts = {"answer": answer_loss(model, memory, *said.answer)}
-        if said.plain is not None:
-            parts["plain"] = answer_loss(model, None, *said.plain)
-        return parts
-
-    # What search and reader see stays as it is.
-    encoder = [f"backbone.layers.{layer}." for layer in range(model.searcher().config.n_enc)]
-    fixed = dict.fromkeys(["backbone.embedding", *encoder, "esi.search", "esi.reader"], 0.0)
-    rates = fixed | dict.fromkeys(["backbone", "lm_head"], recipe.language_rate)
-    run(language_step, language_turns(), recipe.language_steps, rates)
-    done("language")
+    run(reader, plan.read_steps, reading())
+    language = LanguageStage(model, plan, lessons)
+    run(language, plan.language_steps, map(language.at, itertools.count()))
 
 
-def _whose_turn(step: int, sources: Sequence[Examples]) -> int:
-    """0 for the examples, 1 for the recall tasks, where there are any."""
-    return int(len(sources) > 1 and step % RECALL_TURN == RECALL_TURN - 1)
+def found_in(model: MambaLMHeadModel, examples: Examples) -> Mined:
+    """What the search finds for the examples in books of the two kinds that the reader sees: one article, and many."""
+    return [mine(model, examples, articles, MINED) for articles in (1, SHELF)]
+
+
+def warmed(most: int, steps: int) -> int:
+    """Steps of warm-up: a short run is warmed up for a part of it, too."""
+    return min(most, 1 + steps // 7)
 
 
 def tune(
@@ -214,38 +114,45 @@ def tune(
     lr: float = 1e-3,
     batch: int = 32,
     seed: int = 0,
-    with_backbone: bool = False,
+    backbone_rate: float = 0.0,
     log: Callable[[str], None] = print,
     report: Callable[[Tensor], None] | None = None,
 ) -> None:
-    """Train ESI on a checkpoint's own tokens, in place; the checkpoint itself stays as it is, or learns slowly.
-
-    Without ESI weights it gets new ones, else training goes on from those that it has. ``batch`` questions make a batch
-    of the reader, and as many crops one of the search as the recipe has for so many.
-    """
+    """Train ESI on a checkpoint's own tokens, in place, on its device: see `plan_for`."""
     torch.manual_seed(seed)
     if model.esi is None:
         add_esi(model, ADDED)
-    backbone = BACKBONE_RATE if with_backbone else 0.0
-    rates = {"backbone": backbone, "lm_head": backbone}
+    plan = plan_for(tokenizer, steps, lr, batch, seed, backbone_rate)
+    train_esi(model, examples, plan, log, report)
+
+
+def plan_for(
+    tokenizer: Tokenizer, steps: int, lr: float, batch: int, seed: int, backbone_rate: float, decay: float = Plan.decay
+) -> Plan:
+    """The plan for a checkpoint, that stays as it is, or learns at ``backbone_rate`` times the learning rate, too.
+
+    ``batch`` questions make a batch of the reader, and as many crops one of the search as the default model's plan has
+    for so many.
+    """
+    rates = {"backbone": backbone_rate, "lm_head": backbone_rate}
     # A frozen model knows no marks: it is asked in words.
-    frame = (with_backbone and question_in_marks(tokenizer)) or question_in_words(tokenizer)
+    frame = (backbone_rate and question_in_marks(tokenizer)) or question_in_words(tokenizer)
     search_steps, language_steps = (max(1, round(share * steps)) for share in (SEARCH_FIRST, LANGUAGE_LAST))
-    recipe = Recipe(
+    return Plan(
         search_rates=rates,
         read_rates=rates | {"esi.search": SEARCH_RATE},
         search_steps=search_steps,
         read_steps=steps - search_steps - language_steps,
         language_steps=language_steps,
-        language_rate=backbone,
+        language_rate=backbone_rate,
         lr=lr,
-        crops=max(2, batch * Recipe.crops // Recipe.batch),
+        decay=decay,
+        crops=max(2, batch * Plan.crops // Plan.batch),
         batch=batch,
         seed=seed,
         frame=frame,
-        plain_rows=batch * Recipe.plain_rows // Recipe.batch if with_backbone else 0,
+        plain_rows=batch * Plan.plain_rows // Plan.batch if backbone_rate else 0,
     )
-    train_esi(model, examples, recipe, log, report)
 
 
 def question_in_marks(tokenizer: Tokenizer) -> Frame | None:

@@ -15,6 +15,8 @@ from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.metrics import best_of, exact_match, f1
 from mamba_ssm.training.retrieval import gold_windows, search_book
 
+SHELF = 40  # articles in the larger of the two kinds of book
+
 
 def mine(model: MambaLMHeadModel, examples: Examples, articles_per_book: int, k: int) -> tuple[Tensor, Tensor]:
     """Search each question's book, of so many neighbouring articles: starts (Q, K) in ``examples.ids``, and scores."""
@@ -84,3 +86,26 @@ def answer_quality(
             matches.append(best_of(exact_match, said, truths))
             f1s.append(best_of(f1, said, truths))
     return sum(matches) / len(matches), sum(f1s) / len(f1s)
+
+
+def quality(
+    model: MambaLMHeadModel,
+    examples: Examples,
+    articles_per_book: int,
+    decode: Callable[[list[int]], str] | None,
+    rows: Tensor | None = None,
+    ks: Sequence[int] = (1, 8),
+) -> dict[str, float]:
+    """Recall of evidence at ``ks`` in books of so many articles; with ``decode`` exact match and F1 of the answers.
+
+    Over the questions ``rows``, by default all.
+    """
+    config, gold = model.searcher().config, absolute_gold(examples)
+    rows = torch.arange(len(gold)) if rows is None else rows
+    starts, scores = mine(model, examples, articles_per_book, max(*ks, config.top_k))
+    shares = recall(starts[rows], gold[rows], config.window, ks)
+    found = {f"recall@{k}": share for k, share in zip(ks, shares, strict=True)}
+    if decode is not None:
+        best = starts[:, : config.top_k], scores[:, : config.top_k]
+        found["exact_match"], found["f1"] = answer_quality(model, examples, *best, decode, rows)
+    return found

@@ -6,7 +6,7 @@ The arrays are small enough to be kept whole: 87,599 questions and 402 articles 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from mamba_ssm.training.squad import Article, article_text
 
 MAX_QUESTION = 32
+HELD_OUT = 50  # one question in so many
 Ints = NDArray[np.int64]
 
 
@@ -49,9 +50,22 @@ class Examples:
 
     def first(self, n: int) -> Examples:
         """Those of the first n articles."""
-        kept = self.article < n
-        rows = {name: getattr(self, name)[kept] for name in ("questions", "article", "gold", "paragraph")}
-        return Examples(self.ids[: self.offsets[n]], self.offsets[: n + 1], **rows)
+        return self.of_articles(np.arange(n))
+
+    def of_articles(self, articles: Ints) -> Examples:
+        """Those of some articles, and these alone."""
+        number = np.full(len(self.offsets) - 1, -1)
+        number[articles] = np.arange(len(articles))
+        texts = [self.text(article) for article in articles]
+        kept = self.of_questions(number[self.article] >= 0)
+        offsets = np.cumsum([0, *map(len, texts)]).astype(np.int64)
+        return replace(kept, ids=np.concatenate(texts), offsets=offsets, article=number[kept.article])
+
+    def of_questions(self, rows: NDArray) -> Examples:
+        """Those questions (by number, or a mask), with all articles."""
+        return replace(
+            self, **{name: getattr(self, name)[rows] for name in ("questions", "article", "gold", "paragraph")}
+        )
 
     def save(self, path: str | Path) -> None:
         save_file({f.name: getattr(self, f.name).astype(np.int32) for f in fields(self)}, path)
@@ -91,3 +105,23 @@ def build_examples(articles: Sequence[Article], tokenizer: Encoder) -> Examples:
         gold=np.stack(gold).astype(np.int64),
         paragraph=np.stack(paragraph_of).astype(np.int64),
     )
+
+
+def hold_out(examples: Examples, seed: int) -> tuple[Examples, Examples | None]:
+    """To learn from, and a fiftieth of the questions to measure on; None where there are fewer than fifty.
+
+    Whole articles are held out, drawn at random until they have so many questions. Where these would be more than a
+    tenth of all, as where there is one, or a few, questions are held out, and their articles are learned from.
+    """
+    n = len(examples.questions)
+    if n < HELD_OUT:
+        return examples, None
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(examples.offsets) - 1)
+    asked = np.bincount(examples.article, minlength=len(order))[order].cumsum()
+    last = int(np.searchsorted(asked, n // HELD_OUT)) + 1
+    if asked[last - 1] <= n // 10:
+        return examples.of_articles(np.sort(order[last:])), examples.of_articles(np.sort(order[:last]))
+    rows = rng.permutation(n)
+    learned, measured = np.sort(rows[n // HELD_OUT :]), np.sort(rows[: n // HELD_OUT])
+    return examples.of_questions(learned), examples.of_questions(measured)

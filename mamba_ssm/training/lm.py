@@ -26,9 +26,10 @@ from mamba_ssm.training import checkpoints
 from mamba_ssm.training.config import LMConfig
 from mamba_ssm.training.corpus import Corpus, Packed, PackedBatches
 from mamba_ssm.training.corpus.packing import NO_TARGET
-from mamba_ssm.training.engine import Metrics, run
+from mamba_ssm.training.engine import CROSS_ENTROPY, Metrics, run
 from mamba_ssm.training.loop import parameter_groups
 from mamba_ssm.training.processes import processes
+from mamba_ssm.training.throughput import matrix_parameters
 
 BLOCKS = ("Block",)  # what FSDP2 gathers at a time
 
@@ -36,9 +37,12 @@ BLOCKS = ("Block",)  # what FSDP2 gathers at a time
 class LanguageModel:
     """The recipe: predict the next token of packed documents, each from a state of its own."""
 
+    name = "lm"
+
     def __init__(self, model: MambaLMHeadModel, corpus: Corpus, config: LMConfig) -> None:
         self.model, self.config = model, config
         self.data, self.tokens = corpus.fingerprint, config.rows * config.length
+        self.operations = 6 * matrix_parameters(model) * self.tokens
         packed = partial(PackedBatches, length=config.length, rows=config.rows, seed=config.seed)
         self._train = packed(corpus.split("train"))
         self._held_out, self._evaluated = None, 0
@@ -72,17 +76,17 @@ class LanguageModel:
         parts = zip(*(tensor.chunk(self.config.accumulate) for tensor in batch), strict=True)
         return [Packed(*part) for part in parts]
 
-    def weight(self, batch: Packed) -> int:
-        return int((batch.targets != NO_TARGET).sum())
+    def weights(self, batch: Packed) -> dict[str, int]:
+        return {CROSS_ENTROPY: int((batch.targets != NO_TARGET).sum())}
 
-    def loss(self, batch: Packed) -> Tensor:
+    def loss(self, batch: Packed) -> dict[str, Tensor]:
         hidden = self.model.backbone(batch.input_ids, seq_idx=batch.seq_idx)
         assert isinstance(hidden, Tensor)
         head: Any = self.model.lm_head
         targets = batch.targets.flatten()
         loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets, NO_TARGET)
         # The mean over no targets is none; such a batch counts for nothing.
-        return torch.where((targets != NO_TARGET).any(), loss, 0.0)
+        return {CROSS_ENTROPY: torch.where((targets != NO_TARGET).any(), loss, 0.0)}
 
 
 def train_lm(
@@ -101,6 +105,10 @@ def train_lm(
                 f"in {config.accumulate} parts: give another number with --rows or --accumulate"
             )
         model = _model(config, corpus)
+        if config.parallel == "fsdp2" and model.esi is not None:
+            raise TrainingError(
+                f"{config.start} has ESI weights, scalars among them, which FSDP2 cannot shard: use ddp"
+            )
         out = Path(config.out)
         try:
             out.mkdir(parents=True, exist_ok=True)

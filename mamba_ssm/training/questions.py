@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,7 @@ def load_questions(path: str | Path, tokenizer: Encoder) -> tuple[Examples, Left
         if not short.all():
             left_out[TOO_LONG] = np.array(numbers)[~short].tolist()
         if short.any():
-            names = ("questions", "article", "gold", "paragraph")
-            return replace(examples, **{name: getattr(examples, name)[short] for name in names}), left_out
+            return examples.of_questions(short), left_out
     raise QuestionError(f"{path}: no question in it can be trained on; {describe(left_out)}")
 
 

@@ -5,7 +5,8 @@ Shapes: Q questions, M question tokens, K windows, W tokens of a window, T token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.training.evaluate import absolute_gold, window_ids
 from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.losses import any_of_loss
-from mamba_ssm.training.retrieval import gold_windows
+from mamba_ssm.training.retrieval import gold_windows, share
 
 END, QUESTION, ANSWER = 0, 1, 2
 Frame = tuple[list[int], list[int]]
@@ -38,6 +39,10 @@ class Taught(NamedTuple):
 
     logits: Tensor
     nothing: Tensor
+
+
+Mined = Sequence[tuple[Tensor, Tensor]]
+"""Starts and scores (all questions, found) of the windows that the search found, for each kind of book."""
 
 
 class ReadBatch(NamedTuple):
@@ -72,56 +77,70 @@ def right_places(starts: Tensor, gold: Tensor, window: int) -> tuple[Tensor, Ten
     return torch.cat([firsts, nothing], 2), torch.cat([lasts, nothing], 2)
 
 
-def read_batches(
-    examples: Examples,
-    mined: Sequence[tuple[Tensor, Tensor]],
-    rows: int,
-    k: int,
-    config: ESIConfig,
-    rng: np.random.Generator,
-    device: torch.device | str,
-    taught: Sequence[Taught] | None = None,
-) -> Iterator[ReadBatch]:
-    """Endless batches of questions with k of the windows that the search found in one of their books.
+class ReadBatches:
+    """Batches of questions with k of the windows that the search found in one of their books: a batch is a function of
+    seed and step.
 
     ``mined``: starts and scores (all questions, found) for each kind of book; ``taught``: what a teacher makes of these
     windows. The k are drawn without repetition, likelier where they rank higher, so that the reader sees further down
-    the list and does not trust the rank alone; where none of them holds the answer, 'no answer here' is right.
+    the list and does not trust the rank alone; where none of them holds the answer, 'no answer here' is right. All
+    questions come before one comes again; those that are left over at the end of such an epoch wait.
     """
-    ids, questions = torch.from_numpy(examples.ids).to(device), torch.from_numpy(examples.questions).to(device)
-    gold_of, window = absolute_gold(examples).to(device), config.window
-    mined = [(starts.to(device), scores.to(device)) for starts, scores in mined]
-    draws = torch.Generator(device).manual_seed(int(rng.integers(1 << 31)))
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=draws, device=device).clamp(1e-9, 1 - 1e-7)
+    def __init__(
+        self,
+        examples: Examples,
+        mined: Mined,
+        rows: int,
+        k: int,
+        config: ESIConfig,
+        seed: Sequence[int],
+        device: torch.device | str,
+        taught: Sequence[Taught] | None = None,
+    ) -> None:
+        self.rows, self.k, self.config, self.seed, self.device, self.taught = rows, k, config, seed, device, taught
+        self.ids, self.questions = (torch.from_numpy(array).to(device) for array in (examples.ids, examples.questions))
+        self.gold = absolute_gold(examples).to(device)
+        self.mined = [(starts.to(device), scores.to(device)) for starts, scores in mined]
+        self._draws = torch.Generator(device)
+        self._order = lru_cache(maxsize=1)(self._shuffled)
 
-    for numbers in _in_random_order(len(questions), rows, draws, device):
-        kind = int(rng.integers(len(mined)))
-        starts, scores = (found[numbers] for found in mined[kind])
-        gold = gold_of[numbers]
+    def at(self, step: int, rank: int = 0, ranks: int = 1) -> ReadBatch:
+        """A process's share of a step's questions."""
+        window, warmup = self.config.window, self.config.warmup
+        epoch, place = divmod(step, len(self.questions) // self.rows)
+        numbers = self._order(epoch)[place * self.rows : (place + 1) * self.rows]
+        rng = np.random.default_rng((*self.seed, 0, step))
+        kind = int(rng.integers(len(self.mined)))
+        self._draws.manual_seed(int(rng.integers(1 << 63)))
+        # Drawn for the whole step, so that a question sees the same windows in whatever process it is.
+        noise, whether = self._uniform(self.rows, self.mined[kind][0].shape[1]), self._uniform(self.rows, 1)
+        own = share(self.rows, rank, ranks)
+        numbers, noise, whether = numbers[own], noise[own], whether[own]
+        starts, scores = (found[numbers] for found in self.mined[kind])
+        gold = self.gold[numbers]
         # The largest of log p + Gumbel noise are draws without repetition.
-        chance = -RANK_DECAY * torch.arange(starts.shape[1], device=device) - torch.log(
-            -torch.log(uniform(*starts.shape))
-        )
-        sure = gold_windows(gold, starts, window).any(1) & (uniform(rows, 1) < WITH_GOLD)
-        order = chance.masked_fill(sure, float("inf")).topk(k, 1).indices.sort(1).values
+        chance = -RANK_DECAY * torch.arange(starts.shape[1], device=self.device) - torch.log(-torch.log(noise))
+        sure = gold_windows(gold, starts, window).any(1) & (whether < WITH_GOLD)
+        order = chance.masked_fill(sure, float("inf")).topk(self.k, 1).indices.sort(1).values
         starts, scores = starts.gather(1, order), scores.gather(1, order)
-        answer = gold[:, 0, :1] + torch.arange(MAX_ANSWER, device=device)
-        answers = torch.where(answer <= gold[:, 0, 1:], ids[answer.clamp(max=len(ids) - 1)], END)
+        answer = gold[:, 0, :1] + torch.arange(MAX_ANSWER, device=self.device)
+        last = len(self.ids) - 1
+        answers = torch.where(answer <= gold[:, 0, 1:], self.ids[answer.clamp(max=last)], END)
         lesson = None
-        if taught is not None:
-            logits = taught[kind].logits[numbers[:, None], order].float()
-            lesson = Taught(logits, taught[kind].nothing)
-        windows, before = window_ids(ids, starts, window), window_ids(ids, starts - config.warmup, config.warmup)
-        yield ReadBatch(numbers, questions[numbers], windows, before, scores, starts, gold, answers, lesson)
+        if self.taught is not None:
+            logits = self.taught[kind].logits[numbers[:, None], order].float()
+            lesson = Taught(logits, self.taught[kind].nothing)
+        windows, before = window_ids(self.ids, starts, window), window_ids(self.ids, starts - warmup, warmup)
+        return ReadBatch(numbers, self.questions[numbers], windows, before, scores, starts, gold, answers, lesson)
 
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self._draws, device=self.device).clamp(1e-9, 1 - 1e-7)
 
-def _in_random_order(n: int, rows: int, draws: torch.Generator, device: torch.device | str) -> Iterator[Tensor]:
-    """Numbers below n, so many at a time, all before one comes again; those that are left over at the end wait."""
-    while True:
-        order = torch.randperm(n, generator=draws, device=device)
-        yield from order[: n // rows * rows].split(rows)
+    def _shuffled(self, epoch: int) -> Tensor:
+        """The order of the questions in an epoch."""
+        self._draws.manual_seed(int(np.random.default_rng((*self.seed, 1, epoch)).integers(1 << 63)))
+        return torch.randperm(len(self.questions), generator=self._draws, device=self.device)
 
 
 def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tensor:

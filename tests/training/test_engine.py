@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,19 @@ import pytest
 pytest.importorskip("accelerate")
 
 import torch
-from lm_runs import STEPS, byte_tokenizer, losses, make_corpus, metrics, settings, start, train
+from runs import (
+    STEPS,
+    byte_tokenizer,
+    has_steps,
+    killed,
+    launched,
+    losses,
+    make_corpus,
+    metrics,
+    settings,
+    start,
+    train,
+)
 
 from mamba_ssm.training import checkpoints
 
@@ -78,25 +89,8 @@ def test_the_loss_falls_and_all_is_written(whole):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in whole.iterdir()}
 
 
-def killed(config, out, when, number=signal.SIGKILL):
-    """Start a run in a process, and send it a signal once ``when`` is true; what it said, and its exit status."""
-    process = start(config, out)
-    try:
-        while not when() and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(number)
-        return process.communicate(timeout=60)[1], process.returncode
-    finally:
-        process.kill()
-
-
-def has_steps(out, count):
-    path = out / "metrics.jsonl"
-    return lambda: path.is_file() and path.read_bytes().count(b"\n") >= count
-
-
 def test_a_killed_run_goes_on_to_the_last_bit(config, whole, tmp_path):
-    _, status = killed(config, tmp_path / "run", has_steps(tmp_path / "run", 6))
+    _, status = killed(start(config, tmp_path / "run"), has_steps(tmp_path / "run", 6))
     assert status == -signal.SIGKILL
     assert train(config, tmp_path / "run", "--resume").exit_code == 0
     same(tmp_path / "run", whole)
@@ -124,7 +118,7 @@ def test_killed_at_any_time(config, whole, tmp_path, seed):
 
 def test_a_run_that_is_told_to_end_saves_its_step_first(config, whole, tmp_path):
     out = tmp_path / "run"
-    said, status = killed(config, out, has_steps(out, 2), signal.SIGTERM)
+    said, status = killed(start(config, out), has_steps(out, 2), signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
     assert said.splitlines()[-1].startswith("stopped by SIGTERM")
     assert checkpoint_names(out)[-1] == f"step-{max(metrics(out)):06d}"
@@ -136,19 +130,7 @@ def test_a_run_that_is_told_to_end_saves_its_step_first(config, whole, tmp_path)
     assert steps == list(range(1, STEPS + 1)), f"not one step again after {taken}"
 
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2)
 ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", 1)  # of more on CPUs, it asks for MPI
-
-
-def launched(config, out, *more, launcher=TORCHRUN):
-    """A run of two processes, or of a launcher's own number."""
-    process = start(config, out, *more, launcher=[sys.executable, "-m", *launcher])
-    try:
-        said = process.communicate(timeout=280)[1]
-    finally:
-        process.terminate()  # a launcher then ends its processes, too
-    assert process.returncode == 0, said
-    return out
 
 
 @pytest.fixture(scope="module")

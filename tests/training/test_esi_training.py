@@ -9,6 +9,7 @@ from mamba_ssm.book import Engine, open_book
 from mamba_ssm.book.answers import plain_prompt
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.module import EmbeddingSearcher
+from mamba_ssm.training.config import BACKBONE_RATE
 from mamba_ssm.training.esi_training import add_esi, tune
 from mamba_ssm.training.questions import cut, load_questions
 
@@ -34,7 +35,7 @@ def questions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(plain_model, questions):
-    def train(with_backbone, steps, lr):
+    def train(backbone_rate, steps, lr):
         engine = Engine.load(plain_model)
         examples = cut(load_questions(questions, engine.tokenizer)[0], 384)
         add_esi(engine.model, SMALL)
@@ -46,7 +47,7 @@ def train(plain_model, questions):
             steps,
             lr=lr,
             batch=8,
-            with_backbone=with_backbone,
+            backbone_rate=backbone_rate,
             log=lambda line: None,
             report=lambda loss: losses.append(float(loss)),
         )
@@ -57,7 +58,7 @@ def train(plain_model, questions):
 
 @pytest.fixture(scope="module")
 def frozen(train):
-    return train(with_backbone=False, steps=STEPS, lr=1e-2)
+    return train(backbone_rate=0.0, steps=STEPS, lr=1e-2)
 
 
 def test_the_losses_fall(frozen):
@@ -94,7 +95,7 @@ def test_what_was_trained_answers_from_its_folder(frozen, plain_model, questions
 
 
 def test_with_the_backbone_all_of_it_learns(train, plain_model, tmp_path):
-    model, losses = train(with_backbone=True, steps=8, lr=1e-3)
+    model, losses = train(backbone_rate=BACKBONE_RATE, steps=8, lr=1e-3)
     before = Engine.load(plain_model).model.state_dict()
     changed = {key for key, tensor in before.items() if not torch.equal(tensor, model.state_dict()[key])}
     assert {"backbone.embedding.weight", "backbone.layers.2.mixer.A_log"} <= changed

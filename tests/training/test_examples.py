@@ -9,7 +9,7 @@ import mamba_ssm
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.evaluate import absolute_gold, recall, window_ids
 from mamba_ssm.training.examples import MAX_QUESTION, Examples, build_examples
-from mamba_ssm.training.retrieval import search_batches
+from mamba_ssm.training.retrieval import SearchBatches
 from mamba_ssm.training.squad import Article, Paragraph, Question, article_text
 
 TOKENIZER = Tokenizer.from_folder(Path(mamba_ssm.__file__).parent / "weights" / "default")
@@ -122,9 +122,8 @@ def test_recall_counts_the_questions_whose_first_windows_hold_an_answer() -> Non
 
 
 def test_crops_hold_the_answers_of_their_questions(examples: Examples) -> None:
-    batches = search_batches(examples, n_crops=3, crop_tokens=48, max_questions=8, rng=np.random.default_rng(0))
-    for _ in range(5):
-        batch = next(batches)
+    batches = SearchBatches(examples, n_crops=3, crop_tokens=48, max_questions=8, seed=(0,))
+    for batch in map(batches.at, range(5)):
         assert batch.crops.shape == (3, 48)
         for question, crop, gold in zip(batch.questions, batch.crop.tolist(), batch.gold, strict=True):
             (row,) = [i for i, q in enumerate(examples.questions) if np.array_equal(q, question.numpy())]

@@ -1,7 +1,5 @@
 """Batches of the reader: which windows it sees, and what it learns from a teacher."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.reading import Taught, order_loss, read_batches, taught_loss
+from mamba_ssm.training.reading import ReadBatches, Taught, order_loss, taught_loss
 from mamba_ssm.training.retrieval import search_book
 
 W, FOUND, K = 8, 6, 3
@@ -36,12 +34,12 @@ def mined(examples):
 
 
 def test_every_question_comes_once_before_one_comes_again(examples, mined):
-    batches = itertools.islice(read_batches(examples, mined, 5, K, CONFIG, np.random.default_rng(0), "cpu"), 4)
+    batches = map(ReadBatches(examples, mined, 5, K, CONFIG, (0,), "cpu").at, range(4))
     assert sorted(torch.cat([batch.numbers for batch in batches]).tolist()) == list(range(20))
 
 
 def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
-    batches = itertools.islice(read_batches(examples, mined, 20, K, CONFIG, np.random.default_rng(0), "cpu"), 50)
+    batches = map(ReadBatches(examples, mined, 20, K, CONFIG, (0,), "cpu").at, range(50))
     seen = [
         (batch.starts == batch.gold[:, 0, :1]).any(1).float().mean().item() for batch in batches
     ]  # found last of six: by chance alone it would be in fewer than half
@@ -49,7 +47,7 @@ def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
 
 
 def test_windows_are_the_text_at_their_starts_in_the_order_found(examples, mined):
-    batch = next(read_batches(examples, mined, 20, K, CONFIG, np.random.default_rng(0), "cpu"))
+    batch = ReadBatches(examples, mined, 20, K, CONFIG, (0,), "cpu").at(0)
     assert (batch.scores[:, :-1] > batch.scores[:, 1:]).all()
     for starts, windows in zip(batch.starts.tolist(), batch.windows.tolist(), strict=True):
         for start, ids in zip(starts, windows, strict=True):
@@ -61,10 +59,8 @@ def test_windows_are_the_text_at_their_starts_in_the_order_found(examples, mined
 def test_a_teacher_s_logits_are_those_of_the_windows_drawn(examples, mined):
     starts = mined[0][0]
     logits = starts[:, :, None, None].half().expand(-1, -1, W, 2)
-    batches = read_batches(
-        examples, mined, 20, K, CONFIG, np.random.default_rng(0), "cpu", [Taught(logits, torch.tensor([0.5, 1.5]))]
-    )
-    batch = next(batches)
+    batches = ReadBatches(examples, mined, 20, K, CONFIG, (0,), "cpu", [Taught(logits, torch.tensor([0.5, 1.5]))])
+    batch = batches.at(0)
     assert torch.equal(batch.taught.logits[:, :, 0, 0], batch.starts.float())
     assert batch.taught.nothing.tolist() == [0.5, 1.5]
 
@@ -100,7 +96,7 @@ def test_a_teacher_s_order_is_learned_by_the_scores_of_the_search(tiny_model):
     found, scores = search_book(model, torch.from_numpy(ids), torch.from_numpy(examples.questions), 29)
     scores = torch.stack([scores[i, (found[i, :, None] == starts[i]).int().argmax(0)] for i in range(3)])
     taught = Taught(torch.randn(3, 5, config.window, 2), torch.zeros(2))
-    batch = next(read_batches(examples, [(starts, scores)], 3, 5, config, np.random.default_rng(0), "cpu", [taught]))
+    batch = ReadBatches(examples, [(starts, scores)], 3, 5, config, (0,), "cpu", [taught]).at(0)
     order = batch.taught.logits.amax(2).mean(-1).softmax(-1)
     expected = -(order * batch.scores.log_softmax(-1)).sum(-1).mean()
     loss = order_loss(model, model.searcher().ask(batch.questions), batch)

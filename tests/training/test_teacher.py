@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.training.examples import Examples
-from mamba_ssm.training.reading import read_batches
+from mamba_ssm.training.reading import ReadBatches
 from mamba_ssm.training.teacher import LENGTH, Pieces, Teacher, pieces_of_tokens, tune
 
 W = 8
@@ -104,7 +104,7 @@ def test_a_token_s_logit_is_that_of_its_piece(examples, pieces, mined):
 def test_it_learns_to_point(examples, pieces, mined):
     teacher = tiny_teacher(pieces)
     lines = []
-    batches = read_batches(examples, mined, 8, 2, ESIConfig(window=W), np.random.default_rng(0), "cpu")
-    tune(teacher, batches, 60, 1e-2, lines.append)
+    batches = ReadBatches(examples, mined, 8, 2, ESIConfig(window=W), (0,), "cpu")
+    tune(teacher, map(batches.at, itertools.count()), 60, 1e-2, lines.append)
     losses = [float(line.split("teacher ")[1].split()[0]) for line in lines]
     assert losses[-1] < 0.6 * losses[0]

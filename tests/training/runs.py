@@ -1,10 +1,12 @@
-"""Runs of ``mamba-esi train lm`` on a small corpus of bytes: in this process, and in processes that can be killed."""
+"""Runs of ``mamba-esi train`` on few texts of bytes: in this process, and in processes that can be killed."""
 
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import tokenizers
@@ -58,17 +60,48 @@ def settings(folder, corpus):
     return path
 
 
-def train(config, out, *more):
+def train(config, out, *more, recipe="lm"):
     """The command, in this process."""
-    arguments = ["train", "lm", "--config", config, "--out", out, *more]
+    arguments = ["train", recipe, "--config", config, "--out", out, *more]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def start(config, out, *more, launcher=(sys.executable,)):
+def start(config, out, *more, launcher=(sys.executable,), command=("-m", "mamba_ssm.cli"), recipe="lm"):
     """The command, in a process of its own, or in some that a launcher starts."""
-    arguments = [*launcher, "-m", "mamba_ssm.cli", "train", "lm", "--config", config, "--out", out, *more]
+    arguments = [*launcher, *command, "train", recipe, "--config", config, "--out", out, *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([str(a) for a in arguments], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def killed(process, when, number=signal.SIGKILL):
+    """Send a signal to a run once ``when`` is true; what it said, and its exit status."""
+    try:
+        while not when() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        return process.communicate(timeout=60)[1], process.returncode
+    finally:
+        process.kill()
+
+
+def has_steps(out, count):
+    """Whether so many lines of metrics are there, now and later."""
+    path = out / "metrics.jsonl"
+    return lambda: path.is_file() and path.read_bytes().count(b"\n") >= count
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+
+
+def launched(config, out, *more, launcher=TORCHRUN, **how):
+    """A run of two processes, or of a launcher's own number."""
+    process = start(config, out, *more, launcher=[sys.executable, "-m", *launcher], **how)
+    try:
+        said = process.communicate(timeout=280)[1]
+    finally:
+        process.terminate()  # a launcher then ends its processes, too
+    assert process.returncode == 0, said
+    return out
 
 
 def metrics(out):

@@ -1,4 +1,4 @@
-"""``mamba-esi train lm``: pretrain a Mamba on text, or continue one."""
+"""What the commands that train have in common: their settings, where a run is shown, how it ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -14,39 +14,56 @@ from mamba_ssm.cli.output import training_bar
 from mamba_ssm.errors import TrainingError
 
 if TYPE_CHECKING:
+    from signal import Signals
+
+    from mamba_ssm.training.config import LoopConfig
     from mamba_ssm.training.engine import Metrics
 
-# Its options are the settings of training/config.py: their parser reads a YAML file, too, and has the --help.
+# Options are the settings of training/config.py: their parser reads a YAML file, too, and has the --help.
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Config = TypeVar("Config", bound="LoopConfig")
 
 
-def lm(context: typer.Context) -> None:
-    """Pretrain a Mamba on a corpus, or continue one: alone, or with `torchrun` and `accelerate launch` on many GPUs."""
+def needs_extra() -> None:
+    """Raises TrainingError where a package of the extra `train` is missing."""
     try:
         import accelerate  # noqa: F401
         import docstring_parser  # noqa: F401
         import jsonargparse  # noqa: F401
     except ModuleNotFoundError as error:
-        raise TrainingError(f'training a language model needs {error.name}: pip install "mamba-esi[train]"') from error
+        raise TrainingError(f'training needs {error.name}: pip install "mamba-esi[train]"') from error
+
+
+def follow(
+    context: typer.Context,
+    kind: type[Config],
+    train: Callable[[Config, bool, Callable[[Metrics], None], Callable[[str], None]], Signals | None],
+    written: Callable[[Config], str],
+) -> None:
+    """Train by a recipe with the settings that were given. ``written`` says what there is at the end."""
     from mamba_ssm.training.config import SettingError, as_yaml, parse
-    from mamba_ssm.training.lm import train_lm
 
     try:
-        config, resume = parse(context.args)
+        config, resume = parse(kind, context.command_path, context.args)
     except SettingError as error:
         raise typer.BadParameter(str(error)) from error
     if os.environ.get("RANK", "0") != "0":  # of the processes of a run, one speaks
-        stopped = train_lm(config, resume)
+        stopped = train(config, resume, lambda metrics: None, lambda line: None)
     else:
-        print(as_yaml(config), file=sys.stderr)
+        _say(as_yaml(config))
         with _shown(config.steps) as report:
-            stopped = train_lm(config, resume, report)
-        if stopped is None:
-            print(f"{config.out}: the model is written", file=sys.stderr)
-        else:
-            print(f"stopped by {stopped.name}: a checkpoint is written, go on with --resume", file=sys.stderr)
+            stopped = train(config, resume, report, _say)
+        _say(
+            written(config)
+            if stopped is None
+            else f"stopped by {stopped.name}: a checkpoint is written, go on with --resume"
+        )
     if stopped is not None:
         raise typer.Exit(128 + stopped)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -56,7 +73,7 @@ def _shown(steps: int) -> Iterator[Callable[[Metrics], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda metrics: print(f"step {metrics['step']}/{steps} {_said(metrics)}", file=sys.stderr, flush=True)
+        yield lambda metrics: _say(f"step {metrics['step']}/{steps} {_said(metrics)}")
         return
     with training_bar(console) as progress:
         task = progress.add_task("train", total=steps, said="")
@@ -75,4 +92,6 @@ def _said(metrics: Metrics) -> str:
         said += f", {metrics['share_of_peak']:.1%} of peak"
     if "held_out_perplexity" in metrics:
         said += f", held-out perplexity {metrics['held_out_perplexity']:.2f}"
+    elif "held_out_loss" in metrics:
+        said += f", held-out loss {metrics['held_out_loss']:.3f}"
     return said
