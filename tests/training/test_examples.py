@@ -1,14 +1,17 @@
 """Articles to token arrays, with the tokenizer that is shipped."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mamba_ssm
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.evaluate import absolute_gold, recall, window_ids
-from mamba_ssm.training.examples import MAX_QUESTION, Examples, build_examples
+from mamba_ssm.training.examples import MAX_QUESTION, Examples, build_examples, hold_out
 from mamba_ssm.training.retrieval import SearchBatches
 from mamba_ssm.training.squad import Article, Paragraph, Question, article_text
 
@@ -138,3 +141,63 @@ def test_the_first_articles_alone(examples: Examples) -> None:
     assert plants.offsets.tolist() == [0, len(plants.ids)]
     assert len(plants.questions) == 3
     assert np.array_equal(plants.gold, examples.gold[:3])
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 3))
+def test_processes_share_the_questions_of_a_step_and_have_all_its_crops(step: int, ranks: int, seed: int) -> None:
+    examples = build_examples(ARTICLES, TOKENIZER)
+    make = partial(SearchBatches, examples, n_crops=2, crop_tokens=48, max_questions=8, seed=(seed,), word_dropout=0.5)
+    whole, batches = make().at(step), make()
+    parts = [batches.at(step, rank, ranks) for rank in reversed(range(ranks))][::-1]
+    rows = len(whole.questions)
+    assert all(np.array_equal(part.crops, whole.crops) for part in parts)
+    for name in ("questions", "crop", "gold"):
+        shares = [getattr(part, name).tolist() for part in parts]
+        if rows < ranks:
+            assert all(share == getattr(whole, name).tolist() for share in shares)
+        else:
+            assert [shares[row % ranks][row // ranks] for row in range(rows)] == getattr(whole, name).tolist()
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=80), st.integers(0, 5))
+def test_a_fiftieth_of_the_questions_is_held_out(asked: list[int], seed: int) -> None:
+    """In whole articles, unless these are more than a tenth."""
+    article = np.repeat(np.arange(len(asked)), asked)
+    n = len(article)
+    numbers = np.arange(1, n + 1)
+    examples = Examples(
+        ids=np.repeat(np.arange(len(asked)), 3),
+        offsets=3 * np.arange(len(asked) + 1),
+        questions=numbers[:, None],
+        article=article,
+        gold=np.zeros((n, 1, 2), dtype=np.int64),
+        paragraph=np.tile([[0, 3]], (n, 1)),
+    )
+    learned, held_out = hold_out(examples, seed)
+    if held_out is None:
+        assert learned is examples
+        assert n < 50
+        return
+    assert sorted([*learned.questions[:, 0], *held_out.questions[:, 0]]) == numbers.tolist()
+    assert n // 50 <= len(held_out.questions) <= max(n // 50, n // 10)
+    for part in (learned, held_out):
+        for question, number in zip(part.questions[:, 0], part.article, strict=True):
+            assert part.text(number).tolist() == [article[question - 1]] * 3
+    if len(held_out.ids) < len(examples.ids):
+        assert not set(learned.ids) & set(held_out.ids)
+    else:
+        assert len(held_out.questions) == n // 50
+
+
+def test_of_many_articles_whole_ones_are_held_out() -> None:
+    n = 200
+    zeros = np.zeros((n, 1, 2), dtype=np.int64)
+    each = np.arange(n)
+    examples = Examples(each, np.arange(n + 1), each[:, None], each, zeros, zeros[:, 0])
+    learned, held_out = hold_out(examples, 0)
+    assert held_out is not None
+    assert (len(learned.ids), len(held_out.ids)) == (196, 4)
+    again = hold_out(examples, 0)[1]
+    assert again is not None
+    assert np.array_equal(again.ids, held_out.ids)
+    assert not np.array_equal(hold_out(examples, 1)[0].ids, learned.ids)

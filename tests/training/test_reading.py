@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
@@ -14,8 +16,7 @@ W, FOUND, K = 8, 6, 3
 CONFIG = ESIConfig(window=W)
 
 
-@pytest.fixture
-def examples():
+def a_text():
     rng = np.random.default_rng(1)
     n = 20
     at = rng.integers(0, 90, n)
@@ -25,17 +26,43 @@ def examples():
     return Examples(np.arange(1, 101), np.array([0, 100]), questions, zeros, gold, np.tile([[0, 100]], (n, 1)))
 
 
-@pytest.fixture
-def mined(examples):
+def found(examples):
     """Six windows a question; the last one found holds the answer."""
     wrong = (examples.gold[:, 0, :1] + np.arange(20, 20 + 12 * (FOUND - 1), 12)) % 92
     starts = torch.from_numpy(np.concatenate([wrong, examples.gold[:, 0, :1]], 1))
     return [(starts, torch.arange(FOUND, 0, -1.0).expand(len(starts), -1).contiguous())]
 
 
+@pytest.fixture
+def examples():
+    return a_text()
+
+
+@pytest.fixture
+def mined(examples):
+    return found(examples)
+
+
 def test_every_question_comes_once_before_one_comes_again(examples, mined):
     batches = map(ReadBatches(examples, mined, 5, K, CONFIG, (0,), "cpu").at, range(4))
     assert sorted(torch.cat([batch.numbers for batch in batches]).tolist()) == list(range(20))
+
+
+@given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
+def test_processes_share_a_step_of_their_own(step, rows, ranks, seed):
+    """Whatever was asked for before; fewer questions than processes are everybody's."""
+    examples, mined = a_text(), found(a_text())
+    batches = ReadBatches(examples, mined, rows, K, CONFIG, (seed,), "cpu")
+    whole = ReadBatches(examples, mined, rows, K, CONFIG, (seed,), "cpu").at(step)
+    parts = [batches.at(step, rank, ranks) for rank in reversed(range(ranks))][::-1]
+    for name in ("numbers", "questions", "windows", "before", "scores", "starts", "gold", "answers"):
+        shares = [getattr(part, name) for part in parts]
+        if rows < ranks:
+            assert all(torch.equal(share, getattr(whole, name)) for share in shares)
+        else:
+            together = [shares[row % ranks][row // ranks] for row in range(rows)]
+            assert sum(map(len, shares)) == rows
+            assert torch.equal(torch.stack(together), getattr(whole, name))
 
 
 def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
