@@ -27,8 +27,8 @@ from mamba_ssm.training.borrowed import ENCODER_RATE, TABLE_RATE, start
 from mamba_ssm.training.esi_training import SEARCH_RATE, train_esi
 from mamba_ssm.training.evaluate import SHELF, quality
 from mamba_ssm.training.examples import Examples
+from mamba_ssm.training.plan import READ, Plan
 from mamba_ssm.training.reading import Mined, ReadBatches, Taught
-from mamba_ssm.training.stages import READ, Plan
 from mamba_ssm.utils.hf import dequantise, read_weights
 
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"

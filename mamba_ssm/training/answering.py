@@ -12,32 +12,27 @@ import signal
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from mamba_ssm.book.engine import DEFAULT_MODEL, load_tokenizer
+from mamba_ssm.book.engine import DEFAULT_MODEL, Engine
 from mamba_ssm.errors import CheckpointError, TrainingError
 from mamba_ssm.models import adapter
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.config import EsiConfig, QAConfig
 from mamba_ssm.training.engine import Metrics, run
-from mamba_ssm.training.esi_training import ADDED, add_esi, found_in, plan_for, warmed
+from mamba_ssm.training.esi_training import ADDED, add_esi, plan_for, warmed
 from mamba_ssm.training.evaluate import SHELF, quality
 from mamba_ssm.training.examples import Examples, hold_out
+from mamba_ssm.training.found import FOUND, searched
 from mamba_ssm.training.lm import BLOCKS
+from mamba_ssm.training.plan import Lessons, Plan, Source
 from mamba_ssm.training.processes import processes
 from mamba_ssm.training.questions import cut, describe, load_questions
-from mamba_ssm.training.stages import LanguageStage, Lessons, Plan, ReaderStage, SearchStage, Source, Stage
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-FOUND = "found.safetensors"
+from mamba_ssm.training.stages import LanguageStage, ReaderStage, SearchStage, Stage
 
 
 def train_answering(
@@ -53,8 +48,8 @@ def train_answering(
     """
     out = Path(config.out)
     _check_free(out, resume)
-    model = MambaLMHeadModel.from_pretrained(config.model, device="cpu", dtype=torch.float32)
-    tokenizer = load_tokenizer(config.model, model.config.vocab_size)
+    engine = Engine.load(config.model, "cpu")
+    model, tokenizer = engine.model, engine.tokenizer
     examples, held_out = _examples(config, tokenizer, say)
     rate = config.backbone_rate if isinstance(config, QAConfig) else 0.0
     plan = plan_for(tokenizer, config.steps, config.lr, config.batch, config.seed, rate, config.weight_decay)
@@ -62,7 +57,7 @@ def train_answering(
     if model.esi is None:
         add_esi(model, ADDED)
     lessons = Lessons([Source(examples)], None if held_out is None else Source(held_out), _name(model, examples))
-    with processes(config, BLOCKS, in_turns=True) as accelerator:
+    with processes(config, BLOCKS) as accelerator:
         accelerator.wait_for_everyone()  # all have seen the folder free
         before = 0
         stages: list[tuple[type[Stage[Any]], int]] = [
@@ -74,7 +69,7 @@ def train_answering(
             folder = out / kind.name
             _make(folder)
             if kind is ReaderStage:
-                lessons = _searched(lessons, model, folder / FOUND, config, accelerator)
+                lessons = searched(lessons, model, folder / FOUND, config.precision == "bf16", accelerator)
             say(f"{kind.name}: {steps} steps")
 
             def told(metrics: Metrics, before: int = before) -> None:
@@ -85,7 +80,7 @@ def train_answering(
                 out=str(folder),
                 steps=steps,
                 warmup=warmed(config.warmup, steps),
-                eval_every=config.eval_every if held_out else 0,
+                eval_every=0 if held_out is None else config.eval_every,
             )
             stopped = run(kind(model, plan, lessons), of_stage, accelerator, resume, told)
             if stopped is not None:
@@ -118,7 +113,7 @@ def _examples(config: EsiConfig, tokenizer: Tokenizer, say: Callable[[str], None
     say(f"training on {len(examples.questions):,} questions, {len(examples.ids):,} tokens of books")
     if config.questions is None:
         return examples, held_out
-    return cut(examples, Plan.crop), held_out and cut(held_out, Plan.crop)
+    return cut(examples, Plan.crop), None if held_out is None else cut(held_out, Plan.crop)
 
 
 def _prepared(folder: Path, tokenizer: Tokenizer, model: str) -> Examples:
@@ -156,46 +151,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made ({error.strerror}): give another with --out") from error
-
-
-def _searched(
-    lessons: Lessons, model: MambaLMHeadModel, path: Path, config: EsiConfig, accelerator: Accelerator
-) -> Lessons:
-    """The lessons with what the search finds, which the first process writes, once in a run, and all read."""
-    sources = [*lessons.sources, *([] if lessons.held_out is None else [lessons.held_out])]
-    device = accelerator.device
-    if accelerator.is_main_process and not path.is_file():
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            found = [found_in(model.to(device).eval(), source.examples) for source in sources]
-        part = path.with_name(f".{path.name}.part")
-        try:
-            save_file(
-                {
-                    f"{number}.{kind}.{name}": tensor
-                    for number, mined in enumerate(found)
-                    for kind, pair in enumerate(mined)
-                    for name, tensor in zip(("starts", "scores"), pair, strict=True)
-                },
-                part,
-            )
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{path} cannot be written ({error}): make room, then --resume") from error
-    accelerator.wait_for_everyone()
-    try:
-        tensors = load_file(path)
-        searched = [replace(source, mined=_mined(tensors, number, source)) for number, source in enumerate(sources)]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged ({error}): remove it, then --resume") from error
-    held_out = None if lessons.held_out is None else searched.pop()
-    return replace(lessons, sources=searched, held_out=held_out)
-
-
-def _mined(tensors: dict[str, Tensor], number: int, source: Source) -> list[tuple[Tensor, Tensor]]:
-    pairs = [(tensors[f"{number}.{kind}.starts"], tensors[f"{number}.{kind}.scores"]) for kind in range(2)]
-    if any(len(tensor) != len(source.examples.questions) for pair in pairs for tensor in pair):
-        raise ValueError("it is of other questions")
-    return pairs
 
 
 def _measure(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mamba_ssm.errors import TrainingError
 
-BACKBONE_RATE = 0.1
-
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+BACKBONE_RATE = 0.1
 
 
 @dataclass(kw_only=True)

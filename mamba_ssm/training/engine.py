@@ -40,7 +40,8 @@ CROSS_ENTROPY = "cross_entropy"
 
 class Recipe(Protocol[Batch]):
     """What a run learns. ``name``: of what is learned. ``tokens`` and ``operations``: of a step; of the latter 0 where
-    nobody knows. ``data``: names what it learns from, and is kept with a checkpoint.
+    nobody knows. ``data``: names what it learns from, and is kept with a checkpoint. ``in_turns``: whether some of what
+    is trained has no part in some steps.
     """
 
     @property
@@ -52,6 +53,7 @@ class Recipe(Protocol[Batch]):
     tokens: int
     operations: int
     data: str
+    in_turns: bool
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For AdamW, each with its highest learning rate."""
@@ -115,6 +117,8 @@ class _Loop(Generic[Batch]):
     def __init__(
         self, recipe: Recipe[Batch], config: LoopConfig, accelerator: Accelerator, report: Callable[[Metrics], None]
     ) -> None:
+        from accelerate.utils import DistributedDataParallelKwargs
+
         self.recipe, self.config, self.accelerator, self.report = recipe, config, accelerator, report
         self.out, self.step = Path(config.out), 0
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
@@ -123,6 +127,7 @@ class _Loop(Generic[Batch]):
         self.peak = None if peak is None else peak * self.ranks
         optimizer = torch.optim.AdamW(recipe.parameter_groups(), betas=(0.9, 0.95), fused=True)
         self.rates = [group["lr"] for group in optimizer.param_groups]
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=recipe.in_turns)
         self.objective, wrapped = accelerator.prepare(_Objective(recipe, accelerator.device, bf16), optimizer)
         self.optimizer: torch.optim.Optimizer = wrapped.optimizer
         if config.schedule == "wsd":

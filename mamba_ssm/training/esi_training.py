@@ -17,25 +17,17 @@ from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.search import rank_weights
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import Tokenizer
-from mamba_ssm.training.evaluate import SHELF, mine
 from mamba_ssm.training.examples import Examples
+from mamba_ssm.training.found import found_in
 from mamba_ssm.training.loop import train
+from mamba_ssm.training.plan import Lessons, Plan, Source
 from mamba_ssm.training.reading import Frame, Mined, Taught
-from mamba_ssm.training.stages import (
-    MINED,
-    RECALL_READ,
-    LanguageStage,
-    Lessons,
-    Plan,
-    ReaderStage,
-    SearchStage,
-    Source,
-    Stage,
-)
+from mamba_ssm.training.stages import LanguageStage, ReaderStage, SearchStage, Stage
 
 SEARCH_FIRST, LANGUAGE_LAST = 0.2, 0.2  # shares of the steps that train the search, and the language model
 SEARCH_RATE = 0.5  # share of the learning rate while the reader is trained
 WARMUP = 200  # steps
+RECALL_READ = 12  # windows read of a recall task's question, which may have several answers
 # One layer of context, as in the default model: more found no more, and cost reading speed.
 ADDED = ESIConfig(n_enc=1)
 
@@ -94,11 +86,6 @@ def train_esi(
     run(reader, plan.read_steps, reading())
     language = LanguageStage(model, plan, lessons)
     run(language, plan.language_steps, map(language.at, itertools.count()))
-
-
-def found_in(model: MambaLMHeadModel, examples: Examples) -> Mined:
-    """What the search finds for the examples in books of the two kinds that the reader sees: one article, and many."""
-    return [mine(model, examples, articles, MINED) for articles in (1, SHELF)]
 
 
 def warmed(most: int, steps: int) -> int:

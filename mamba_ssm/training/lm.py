@@ -38,6 +38,7 @@ class LanguageModel:
     """The recipe: predict the next token of packed documents, each from a state of its own."""
 
     name = "lm"
+    in_turns = False
 
     def __init__(self, model: MambaLMHeadModel, corpus: Corpus, config: LMConfig) -> None:
         self.model, self.config = model, config

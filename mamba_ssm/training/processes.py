@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def processes(config: LoopConfig, blocks: Sequence[str], in_turns: bool = False) -> Iterator[Accelerator]:
+def processes(config: LoopConfig, blocks: Sequence[str]) -> Iterator[Accelerator]:
     """Join the other processes of the run, if there are any.
 
-    ``blocks``: classes of the modules that FSDP2 gathers one at a time. ``in_turns``: in some steps, some of what is
-    trained has no part. Raises TrainingError for what cannot be had.
+    ``blocks``: classes of the modules that FSDP2 gathers one at a time. Raises TrainingError for what cannot be had.
     """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+    from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     many_gpus = not on_cpu and "LOCAL_RANK" in os.environ  # as launchers have it
@@ -38,10 +37,6 @@ def processes(config: LoopConfig, blocks: Sequence[str], in_turns: bool = False)
         cpu_ram_efficient_loading=False,
     )
     shards = config.parallel == "fsdp2"
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=in_turns)]
-    if many_gpus:
-        # What the processes tell one another in each step lies on the CPU, and need not wait for a GPU.
-        handlers.append(InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl"))
     try:
         accelerator = Accelerator(
             cpu=on_cpu,
@@ -49,7 +44,8 @@ def processes(config: LoopConfig, blocks: Sequence[str], in_turns: bool = False)
             log_with=config.tracker,
             project_dir=config.out,
             fsdp_plugin=sharding if shards and many_gpus else None,
-            kwargs_handlers=handlers,
+            # What the processes tell one another in each step lies on the CPU, and need not wait for a GPU.
+            kwargs_handlers=[InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl")] if many_gpus else [],
         )
         if shards and accelerator.distributed_type == DistributedType.MULTI_CPU:
             # Accelerate shards on GPUs alone; PyTorch does so on CPUs, too.

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
-from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.loop import Parts, parameter_groups
+from mamba_ssm.training.plan import READ, Lessons, Plan, Source
 from mamba_ssm.training.reading import (
     IGNORE,
-    MARKS,
-    Frame,
-    Mined,
     ReadBatch,
     ReadBatches,
-    Taught,
     answer_loss,
     answer_sequences,
     order_loss,
@@ -34,8 +29,6 @@ from mamba_ssm.training.reading import (
 )
 from mamba_ssm.training.retrieval import SearchBatch, SearchBatches, right_windows, search_loss, share
 
-MINED, READ = 20, 8  # windows found for each question, and windows read of them
-RECALL_READ = 12  # of a question that may have several answers
 RECALL_TURN = 4  # one step in so many is the recall tasks'
 SEARCH_TURN = 4  # one step of the reader in so many goes on to train the search
 QUESTIONS = 256  # in a batch of the search
@@ -47,54 +40,6 @@ SEARCH, READER, LANGUAGE, HELD_OUT = range(4)  # what is drawn for each differs
 Batch = TypeVar("Batch")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long, how fast, and on how much at a time.
-
-    ``search_rates`` and ``read_rates``: shares of the learning rate by prefix of a parameter's name, 0 to freeze, while
-    the search is trained and while the reader is; what has no part in these is frozen. ``language_rate``: of the
-    language model's layers after the encoder, when these are trained. ``decay``: of matrices. ``crops`` article crops
-    of ``crop`` tokens, a multiple of a block, make a batch of the search; ``batch`` questions one of the reader.
-    ``frame`` stands around a question where the language model is asked it; it also learns to answer without ESI,
-    ``plain_rows`` questions at a time.
-    """
-
-    search_rates: Mapping[str, float]
-    read_rates: Mapping[str, float]
-    search_steps: int
-    read_steps: int
-    language_steps: int
-    language_rate: float = 1.0
-    lr: float = 1e-3
-    decay: float = 0.01
-    crops: int = 12
-    crop: int = 4032
-    batch: int = 96
-    seed: int = 0
-    frame: Frame = MARKS
-    plain_rows: int = 16
-
-
-@dataclass(frozen=True)
-class Source:
-    """Examples, how many windows are read of a question's, and what the search found, once it has searched."""
-
-    examples: Examples
-    read: int = READ
-    mined: Mined = ()
-    taught: Sequence[Taught] | None = None
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What there is to learn from: sources that take turns, and what is held out. ``name`` tells them from others."""
-
-    sources: Sequence[Source]
-    held_out: Source | None = None
-    name: str = ""
-    device: torch.device | str = "cpu"
-
-
 class Stage(ABC, Generic[Batch]):
     """What the three have in common. ``name``: of the stage, and of its folder. ``rates``: see Plan."""
 
@@ -102,6 +47,7 @@ class Stage(ABC, Generic[Batch]):
     rates: Mapping[str, float]
     tokens: int
     operations = 0
+    in_turns = False
 
     def __init__(self, model: MambaLMHeadModel, plan: Plan, lessons: Lessons) -> None:
         self.model, self.plan, self.lessons, self.data = model, plan, lessons, lessons.name
@@ -195,6 +141,7 @@ class ReaderStage(Stage[Turn]):
     """Point at the answers in the windows that the search found; what was found is in ``lessons``."""
 
     name = "reader"
+    in_turns = True  # the search's
 
     def __init__(self, model: MambaLMHeadModel, plan: Plan, lessons: Lessons) -> None:
         super().__init__(model, plan, lessons)

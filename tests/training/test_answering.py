@@ -202,6 +202,20 @@ def test_two_processes_read_and_say_what_one_does(config, undropped, tmp_path, r
     near(out, undropped[recipe])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", WRITTEN)
+def test_a_gpu_learns_what_a_cpu_does(config, undropped, tmp_path, monkeypatch, recipe):
+    """From what the CPU found."""
+    monkeypatch.setattr(reader, "DROPOUT", 0.0)
+    shutil.copytree(undropped[recipe] / "search", tmp_path / "search")
+    (tmp_path / "reader").mkdir()
+    shutil.copy(undropped[recipe] / "reader" / "found.safetensors", tmp_path / "reader")
+    followed(config, tmp_path, "--resume", "--device", "cuda", recipe=recipe)
+    wanted, found = losses(undropped[recipe]), losses(tmp_path)
+    for step in wanted:
+        assert found[step] == pytest.approx(wanted[step], rel=2e-2), step
+
+
 def test_other_questions_or_another_recipe_are_no_run_to_resume(config, folder, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole["esi"], out)

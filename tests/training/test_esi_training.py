@@ -104,6 +104,25 @@ def test_with_the_backbone_all_of_it_learns(train, plain_model, tmp_path):
     assert torch.equal(type(model).from_pretrained(tmp_path)(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.gpu
+def test_steps_that_a_gpu_replays_learn_what_a_cpu_does(plain_model, questions):
+    """Of the search, whose batches are the same; in bf16."""
+    losses = {}
+    for device in ("cpu", "cuda"):
+        engine = Engine.load(plain_model, device)
+        examples = cut(load_questions(questions, engine.tokenizer)[0], 384)
+        add_esi(engine.model, SMALL)
+        seen = losses[device] = []
+        tune(
+            *(engine.model, examples, engine.tokenizer, 20),
+            batch=8,
+            log=lambda line: None,
+            report=lambda loss, seen=seen: seen.append(float(loss)),
+        )
+    assert losses["cuda"][:4] == pytest.approx(losses["cpu"][:4], rel=5e-2)
+    assert sum(losses["cuda"][12:16]) < sum(losses["cuda"][4:8])
+
+
 def test_a_new_search_weighs_tokens_as_the_one_without_training(plain_model):
     model = Engine.load(plain_model).model
     question = torch.tensor([[300, 5, 20000, 1]])
