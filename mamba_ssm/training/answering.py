@@ -87,9 +87,12 @@ def train_answering(
                 return stopped
             before += steps
         if accelerator.is_main_process:
+            measured = None
             if held_out is not None:
-                _measure(model, held_out, tokenizer, config, say)
-            _write(model, tokenizer, config)
+                measured = _measured(model, held_out, tokenizer, config.precision == "bf16")
+                told_of = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
+                say(f"held-out questions: {told_of}")
+            _write(model, tokenizer, config, measured)
         accelerator.wait_for_everyone()
         return None
 
@@ -153,20 +156,18 @@ def _make(folder: Path) -> None:
         raise CheckpointError(f"{folder} cannot be made ({error.strerror}): give another with --out") from error
 
 
-def _measure(
-    model: MambaLMHeadModel, held_out: Examples, tokenizer: Tokenizer, config: EsiConfig, say: Callable[[str], None]
-) -> None:
+def _measured(model: MambaLMHeadModel, held_out: Examples, tokenizer: Tokenizer, bf16: bool) -> Metrics:
     device = model.backbone.embedding.weight.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-        found = quality(model.eval(), held_out, SHELF, tokenizer.decode)
-    say("held-out questions: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items()))
-    line = {"step": config.steps} | {f"held_out_{name}": value for name, value in found.items()}
-    with (Path(config.out) / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        return quality(model.eval(), held_out, SHELF, tokenizer.decode)
 
 
-def _write(model: MambaLMHeadModel, tokenizer: Tokenizer, config: EsiConfig) -> None:
+def _write(model: MambaLMHeadModel, tokenizer: Tokenizer, config: EsiConfig, measured: Metrics | None) -> None:
     try:
+        if measured is not None:
+            line = {"step": config.steps} | {f"held_out_{name}": value for name, value in measured.items()}
+            with (Path(config.out) / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         if isinstance(config, QAConfig):
             tokenizer.save(config.out)
             model.save_pretrained(config.out)

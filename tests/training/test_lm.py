@@ -88,6 +88,13 @@ def test_search_and_injection_of_a_checkpoint_stay(tiny_model, tmp_path):
     MambaLMHeadModel.from_pretrained(out)
 
 
+def test_a_checkpoint_with_esi_is_not_sharded(tiny_model, tmp_path):
+    corpus = make_corpus(tmp_path, Tokenizer.from_folder(tiny_model))
+    result = train(settings(tmp_path, corpus), tmp_path / "run", "--start", tiny_model, "--parallel", "fsdp2")
+    assert result.exit_code == 1
+    assert "which FSDP2 cannot shard" in result.stderr.splitlines()[-1]
+
+
 def test_a_checkpoint_of_other_tokens_is_refused(config, tiny_model, tmp_path):
     result = train(config, tmp_path / "run", "--start", tiny_model)
     assert result.exit_code == 1
