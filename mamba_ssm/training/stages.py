@@ -208,7 +208,7 @@ class LanguageStage(Stage[Said]):
         batch = self._read.at(step, rank, ranks)
         plain = None
         if step % PLAIN_TURN == 0 and self.plan.plain_rows:
-            # Of the step's first questions, those that this process has.
+            # Of the step's first questions, those that this process has; one of its own, where it has none of them.
             rows = len(range(self.plan.plain_rows)[share(self._read.rows, rank, ranks)])
             plain = plain_sequences(batch, self._text, max(1, rows), self.plan.frame)
         return Said(batch, self._answer(batch), plain)
