@@ -28,6 +28,7 @@ from mamba_ssm.training.examples import Examples
 
 PROMPTS = ("The function returns", "Anarchism is", "To create a table in the database,", "A list of numbers")
 SAMPLED = 60  # tokens
+KS = (1, 8, 32)
 
 
 def samples(model: MambaLMHeadModel, tokenizer: Tokenizer, device: str) -> list[str]:
@@ -43,8 +44,12 @@ def samples(model: MambaLMHeadModel, tokenizer: Tokenizer, device: str) -> list[
 def answers(model: MambaLMHeadModel, tokenizer: Tokenizer, examples: Examples, n: int, seed: int) -> dict[str, Any]:
     """Recall, exact match and F1 on ``n`` questions, by articles of a book."""
     chosen = np.random.default_rng(seed).permutation(len(examples.questions))[:n]
-    rows = torch.from_numpy(chosen)
-    return {str(n): quality(model, examples, n, tokenizer.decode, rows, (1, 8, 32)) for n in (1, SHELF)}
+    rows, figures = torch.from_numpy(chosen), {}
+    for articles in (1, SHELF):
+        found = quality(model, examples, articles, tokenizer.decode, rows, KS)
+        recalls = [found.pop(f"recall@{k}") for k in KS]
+        figures[str(articles)] = {"recall@1/8/32": recalls, **found}
+    return figures
 
 
 def main() -> int:
