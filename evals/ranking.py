@@ -5,15 +5,15 @@
 
 Questions of the 40 development articles, each in a book of its article alone and in one of all 40. The search finds
 windows; recall is reported of their order by score, and by fit for each choice of the constants; then of the passages
-that the reader makes of the best 32 by fit, and exact match of answers from the 8 of these that are best by score, and
-by fit. Writes evals/results/ranking.json.
+that the reader makes of the best 32 by fit, and exact match of answers from the 8 of these that are best by score, by
+both together, and by fit. Writes evals/results/ranking.json.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ from mamba_ssm.training.squad import article_text
 
 KS = (1, 8, 32)
 RARITIES, SHARES, FIT_SHARES = (0.0, 0.5, 1.0), (0.0, 0.4, 0.7, 1.0), (0.3, 0.9)
+ORDERS: dict[str, Callable[[Ranked], float]] = {
+    "score": lambda each: -each.score,
+    "both": lambda each: -each.score - each.fit,
+    "fit": lambda each: -each.fit,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def answered(engine: Engine, some: Sequence[Case], how: str) -> dict[str, float]
     ranks: list[int | None] = []
     marks = []
     for case in some:
-        windows = case.ranked(engine) if how == "score" else case.by_fit(engine)
+        windows = sorted(case.ranked(engine), key=ORDERS[how])
         said = point(engine, case.question, windows, engine.config.top_k, MAX_NEW_TOKENS)
         ranks.append(first_hit([(passage.start, passage.end) for passage in said.evidence], case.gold))
         marks.append(quality(said.text, case.asked))
@@ -108,11 +113,11 @@ def main() -> int:
             ranks = [order_of(case.by_fit(engine), case.gold) for case in some]
             book["by fit"].append({"rarity": rarity, "before_share": share, **recalls(ranks)})
         rank.RARITY, rank.BEFORE_SHARE = chosen["rarity"], chosen["before_share"]
-        book["answered"] = {how: answered(engine, some, how) for how in ("score", "fit")}
+        book["answered"] = {how: answered(engine, some, how) for how in ORDERS}
         book["by fit share"] = []
         for share in FIT_SHARES:
             reader.FIT_SHARE = share
-            book["by fit share"].append({"fit_share": share, **answered(engine, some, "score")})
+            book["by fit share"].append({"fit_share": share, **answered(engine, some, "both")})
         reader.FIT_SHARE = chosen["fit_share"]
         result["books"][name] = book
         write(arguments.out or RESULTS / "ranking.json", result)

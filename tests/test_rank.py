@@ -112,7 +112,7 @@ def test_fits_are_as_the_formula_says_and_of_the_size_of_scores():
     assert rank(question(0, 1), [same], counts, 8)[0].fit == pytest.approx(same.score, rel=1e-5)
 
 
-def test_those_that_fit_best_stay_in_the_order_of_their_scores():
+def test_those_that_fit_best_come_in_the_order_of_score_and_fit_together():
     found = [
         window(64 * i, [own], [before]) for i, (own, before) in enumerate([(0.9, 0), (0.8, 0), (0.7, 0.7), (0.6, 1)])
     ]

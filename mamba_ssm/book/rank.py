@@ -35,7 +35,7 @@ class Ranked(NamedTuple):
 
 
 def rank(question: Question, found: Sequence[Found], counts: NDArray[np.int64] | None, k: int) -> list[Ranked]:
-    """The k windows that fit best, the best by score first: answers are read there, as the reader has learned to.
+    """The k windows that fit best, the best by score and fit together first: answers are read there.
 
     ``counts`` (V,): how often each token is in the text, if it is known.
     """
@@ -48,5 +48,7 @@ def rank(question: Question, found: Sequence[Found], counts: NDArray[np.int64] |
     weights = weights * (total / weights.sum() / (1 + BEFORE_SHARE))
     matches = np.stack([each.matches for each in found])
     fits = (matches[:, 0] + BEFORE_SHARE * matches[:, 1]) @ weights + np.array([each.gain for each in found])
-    best = np.sort(np.argsort(-fits, kind="stable")[:k])
-    return [Ranked(found[i].window, found[i].score, found[i].gain, float(fits[i])) for i in best]
+    best = np.argsort(-fits, kind="stable")[:k]
+    ranked = [Ranked(found[i].window, found[i].score, found[i].gain, float(fits[i])) for i in best]
+    # By fit alone, of windows unlike those that the reader learned on, it answers less.
+    return sorted(ranked, key=lambda each: -(each.score + each.fit))
