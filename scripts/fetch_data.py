@@ -154,7 +154,8 @@ BLOCKS = {"p", "div", "section", "li", "ul", "ol", "dl", "dt", "dd", "pre", "tab
 BLOCKS |= {"h1", "h2", "h3", "h4", "h5", "h6"}
 
 
-def main() -> None:
+def options(doc: str) -> argparse.ArgumentParser:
+    """What all scripts that fetch take."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=Path("data"), help="where to lay the data (default: data)")
     parser.add_argument(
@@ -163,6 +164,11 @@ def main() -> None:
     parser.add_argument(
         "--accept-changed", action="store_true", help="take a Debian book whose version is no longer the pinned one"
     )
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument(
         "--held-out", action="store_true", help="also fetch what is for measuring alone: SciQ, QASPER and three books"
     )

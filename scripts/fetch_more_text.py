@@ -10,7 +10,6 @@ trained on these. Nothing here is held out for measuring; licences: docs/data.md
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import subprocess
@@ -18,7 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from fetch_data import Book, fetch_package, pages, plain_text, replacing
+from fetch_data import Book, fetch_package, options, pages, plain_text, replacing
 
 from mamba_ssm.training.squad import article_text, load_squad, training_articles
 
@@ -127,15 +126,7 @@ DICTIONARIES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", type=Path, default=Path("data"), help="where to lay the text (default: data)")
-    parser.add_argument(
-        "--from", dest="source", type=Path, help="take packages found below this folder; fetch the rest"
-    )
-    parser.add_argument(
-        "--accept-changed", action="store_true", help="take a package whose version is no longer the pinned one"
-    )
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     out: Path = arguments.dir / "more_text"
     (arguments.dir / "packages").mkdir(parents=True, exist_ok=True)
     for book in MANUALS + DICTIONARIES:
