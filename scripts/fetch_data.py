@@ -156,7 +156,7 @@ BLOCKS |= {"h1", "h2", "h3", "h4", "h5", "h6"}
 
 def options(doc: str) -> argparse.ArgumentParser:
     """What all scripts that fetch take."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=Path("data"), help="where to lay the data (default: data)")
     parser.add_argument(
         "--from", dest="source", type=Path, help="take packages found below this folder; fetch the rest"

@@ -34,7 +34,7 @@ def test_every_window_of_a_short_book_is_there(engine, book_text, every_window):
 
 
 def test_the_best_windows_are_what_a_question_finds(engine, book_path, every_window):
-    """The 32 passages of an answer are of the best windows that are judged anew, without the white space around them."""
+    """The 32 passages of an answer are of the windows that are judged anew, without the white space around them."""
     best = every_window.positions[np.argsort(-every_window.scores, kind="stable")[: KEPT * 32]]
     starts = [passage.start for passage in open_book(book_path, engine).ask(QUESTION, passages=32).evidence]
     away = np.abs(np.array(starts)[:, None] - best).min(1)
