@@ -64,8 +64,11 @@ def main() -> int:
     engine = Engine(model, tokenizer, str(arguments.run))
     curve = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     state = max((arguments.run / "checkpoints").glob("step-*/state.json"))
+    settings = json.loads(state.read_text(encoding="utf-8"))["config"]
+    corpus = json.loads((Path(settings["data"]) / "manifest.json").read_text(encoding="utf-8"))
     result = provenance(arguments, engine) | {
-        "settings": json.loads(state.read_text(encoding="utf-8"))["config"],
+        "settings": settings,
+        "corpus": {name: corpus[name] for name in ("tokens", "documents")},
         "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("esi.")),
         "curve": curve,
         "samples": samples(model, tokenizer, device),

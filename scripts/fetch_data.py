@@ -252,26 +252,33 @@ def version_of(package: Path) -> str:
     return package.stem.split("_")[1].replace("%3a", ":")
 
 
-def pages(package: Path, book: Book) -> Iterator[str]:
-    """The book's HTML pages, in order."""
+@contextlib.contextmanager
+def opened(package: Path) -> Iterator[tarfile.TarFile]:
+    """The files of a Debian package."""
     with tempfile.TemporaryFile() as tar:
         subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=tar, check=True)
         tar.seek(0)
         with tarfile.open(fileobj=tar) as archive:
-            members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+            yield archive
 
-            def read(path: str) -> str:
-                content = archive.extractfile(members[path])
-                assert content is not None  # a regular file always has content
-                return content.read().decode("utf-8", errors="replace")
 
-            found = sorted(path for path in members if path.startswith(book.folder) and path.endswith(".html"))
-            if book.contents:
-                contents = read(book.folder + book.contents)
-                found.sort(key=lambda path: contents.find(f'href="{Path(path).name}'))
-            for path in found:
-                if not re.search(book.skip, path):
-                    yield read(path)
+def pages(package: Path, book: Book) -> Iterator[str]:
+    """The book's HTML pages, in order."""
+    with opened(package) as archive:
+        members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+
+        def read(path: str) -> str:
+            content = archive.extractfile(members[path])
+            assert content is not None  # a regular file always has content
+            return content.read().decode("utf-8", errors="replace")
+
+        found = sorted(path for path in members if path.startswith(book.folder) and path.endswith(".html"))
+        if book.contents:
+            contents = read(book.folder + book.contents)
+            found.sort(key=lambda path: contents.find(f'href="{Path(path).name}'))
+        for path in found:
+            if not re.search(book.skip, path):
+                yield read(path)
 
 
 def plain_text(page: str) -> str:

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import tarfile
-import tempfile
 from pathlib import Path
 
-from fetch_data import Book, fetch_package, options, pages, plain_text, replacing
+from fetch_data import Book, fetch_package, opened, options, pages, plain_text, replacing
 
 from mamba_ssm.training.squad import article_text, load_squad, training_articles
 
@@ -146,13 +143,10 @@ def main() -> None:
 
 def definitions(package: Path, book: Book) -> str:
     """A dictionary's text: what dictd packs is a gzip file."""
-    with tempfile.TemporaryFile() as tar:
-        subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=tar, check=True)
-        tar.seek(0)
-        with tarfile.open(fileobj=tar) as archive:
-            content = archive.extractfile(f"./{book.folder}")
-            assert content is not None  # a regular file always has content
-            return gzip.decompress(content.read()).decode("utf-8", errors="replace")
+    with opened(package) as archive:
+        content = archive.extractfile(f"./{book.folder}")
+        assert content is not None  # a regular file always has content
+        return gzip.decompress(content.read()).decode("utf-8", errors="replace")
 
 
 if __name__ == "__main__":
