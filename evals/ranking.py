@@ -52,7 +52,7 @@ class Case:
     counts: NDArray[np.int64]
 
     def ranked(self, engine: Engine) -> list[Ranked]:
-        return rank.rank(self.question, self.found, self.counts, engine.config.n_ranked)
+        return rank.rank(self.asked.text, self.question, self.found, self.counts, engine.config.n_ranked)
 
     def by_fit(self, engine: Engine) -> list[Ranked]:
         return sorted(self.ranked(engine), key=lambda each: -each.fit)

@@ -1,5 +1,7 @@
 """Windows judged anew: what they match, and in what order they come."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,14 +73,16 @@ def question(*ids):
 
 def window(first, own, before, gain=0.0):
     places = np.arange(first, first + 2 * STRIDE)
-    empty = Window(first, places.astype(np.int32), places, places + 1, "x" * 2 * STRIDE, None, None)
+    empty = Window(
+        first, slice(0, 2 * STRIDE), places.astype(np.int32), places, places + 1, "x" * 2 * STRIDE, None, None
+    )
     matches = np.array([own, np.maximum(own, before)], np.float32)
     return Found(empty, float(np.mean(own)) + gain, gain, matches)
 
 
 def order(question, found, counts):
     """The windows' first tokens, the best fit first."""
-    ranked = rank(question, found, counts, len(found))
+    ranked = rank("", question, found, counts, len(found))
     return [each.window.first for each in sorted(ranked, key=lambda each: -each.fit)]
 
 
@@ -101,7 +105,7 @@ def test_fits_are_as_the_formula_says_and_of_the_size_of_scores():
     found = [window(0, [0.3, 0.8], [0.6, 0.8], gain=0.25), window(64, [0.7, 0.1], [0.7, 0.9])]
     rarity = [np.log(1 + counts.sum() / (counts[token] + 0.5)) ** RARITY for token in (0, 1)]
     weights = np.array(rarity) / np.mean(rarity) / 2
-    for got in rank(question(0, 1), found, counts, 8):
+    for got in rank("", question(0, 1), found, counts, 8):
         hit = next(each for each in found if each.window.first == got.window.first)
         own, before = hit.matches.astype(np.float64)
         assert got.fit == pytest.approx(
@@ -109,14 +113,34 @@ def test_fits_are_as_the_formula_says_and_of_the_size_of_scores():
         )
         assert (got.score, got.gain) == (hit.score, hit.gain)
     same = window(0, [0.4, 0.4], [0.4, 0.4])
-    assert rank(question(0, 1), [same], counts, 8)[0].fit == pytest.approx(same.score, rel=1e-5)
+    assert rank("", question(0, 1), [same], counts, 8)[0].fit == pytest.approx(same.score, rel=1e-5)
 
 
 def test_those_that_fit_best_come_in_the_order_of_score_and_fit_together():
     found = [
         window(64 * i, [own], [before]) for i, (own, before) in enumerate([(0.9, 0), (0.8, 0), (0.7, 0.7), (0.6, 1)])
     ]
-    assert [each.window.first for each in rank(question(3), found, None, 3)] == [0, 64, 192]
+    assert [each.window.first for each in rank("", question(3), found, None, 3)] == [0, 64, 192]
     same = [window(64 * i, [0.5], [0.5]) for i in range(5)]
-    assert [each.window.first for each in rank(question(3), same, None, 3)] == [0, 64, 128]
-    assert rank(question(3), [], None, 3) == []
+    assert [each.window.first for each in rank("", question(3), same, None, 3)] == [0, 64, 128]
+    assert rank("", question(3), [], None, 3) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("In Chapter 7, what is the code?", True),
+        ("what does CHAPTER 7 say", True),
+        ("In chapter 17, what is the code?", False),
+        ("Which chapter has 7 codes?", False),
+        ("", False),
+    ],
+)
+def test_a_window_whose_heading_the_question_names_comes_first(text, named):
+    best, under = window(0, [0.9], [0.9]), window(64, [0.1], [0.1])
+    under = under._replace(window=replace(under.window, section="Chapter 7"))
+    (first, second) = rank(text, question(3), [best, under], None, 2)
+    assert (first.window.first == 64) == named
+    gains = sorted([first.gain, second.gain])
+    assert gains[0] == 0.0
+    assert (gains[1] > 0) == named

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from recall.search import Found, Search, ask
+from torch import Tensor
 
 from mamba_ssm.book import Engine
+from mamba_ssm.text.words import whole_words
+from mamba_ssm.training.recall.needles import with_found
 
 KEPT = 32  # windows that are found, to measure recall
 CANDIDATES = 64
@@ -26,13 +30,32 @@ class Prediction:
 
 
 @torch.inference_mode()
-def predict(engine: Engine, questions: Sequence[str], several: bool, search: Search) -> list[Prediction]:
-    """Answer questions about one haystack, each with one span, or with ``several`` distinct ones."""
+def predict(
+    engine: Engine, questions: Sequence[str], several: bool, search: Search, rounds: int = 1
+) -> list[Prediction]:
+    """Answer questions about one haystack, each with one span, or with ``several`` distinct ones.
+
+    In each of the ``rounds`` after the first, a question is asked again with what was said to it, until nothing new is.
+    """
+    predictions = _predict(engine, questions, several, search)
+    open_ones = list(range(len(questions)))
+    for _ in range(1, rounds):
+        again = [with_found(questions[i], predictions[i].answers) for i in open_ones]
+        if not again:
+            break
+        told = dict(zip(open_ones, _predict(engine, again, several, search), strict=True))
+        open_ones = [i for i, new in told.items() if not set(new.answers) <= set(predictions[i].answers)]
+        for i, new in told.items():
+            predictions[i] = new
+    return predictions
+
+
+def _predict(engine: Engine, questions: Sequence[str], several: bool, search: Search) -> list[Prediction]:
     found = search(questions, KEPT)
     predictions: list[Prediction] = []
     for i in range(0, len(questions), BATCH):
         rows = slice(i, i + BATCH)
-        part = Found(found.starts[rows], found.scores[rows], found.ids[rows], found.gains[rows])
+        part = Found(*(each[rows] for each in vars(found).values()))
         k = engine.config.n_ranked if several else engine.config.top_k
         answers = _answers(engine, questions[rows], part, k)
         for said, windows in zip(answers, part.starts.tolist(), strict=True):
@@ -50,11 +73,13 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> 
     columns = torch.stack([spans.window, spans.first, spans.last], -1).tolist()
     answers = []
     for row, (places, probabilities) in enumerate(zip(columns, spans.probability.tolist(), strict=True)):
+        pieces = cache(partial(_pieces, engine, found.ids[row]))
         taken: dict[str, float] = {}
         covered: set[int] = set()
         for (window, first, last), probability in zip(places, probabilities, strict=True):
+            first, last = whole_words(pieces(window).__getitem__, found.ids.shape[2], first, last)
             text = engine.tokenizer.decode(found.ids[row, window, first : last + 1].tolist()).strip()
-            start = int(found.starts[row, window])
+            start = int(found.read_from[row, window])
             tokens = set(range(start + first, start + last + 1))
             if text and text not in taken and not tokens & covered:
                 taken[text] = probability
@@ -62,3 +87,8 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> 
         best = max(taken.values(), default=0.0)
         answers.append([text for text, probability in taken.items() if probability >= THRESHOLD * best])
     return answers
+
+
+def _pieces(engine: Engine, windows: Tensor, number: int) -> list[str]:
+    """What each token of one of the windows says."""
+    return [engine.tokenizer.decode([token]) for token in windows[number].tolist()]

@@ -41,7 +41,7 @@ from mamba_ssm.text.normalise import normalise
 from mamba_ssm.training.recall.example import Example
 from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.recall.haystack import Haystack
-from mamba_ssm.training.recall.needles import distractors
+from mamba_ssm.training.recall.needles import HOPS, distractors
 from mamba_ssm.training.recall.tasks import TASKS, UNSHAREABLE
 from mamba_ssm.training.recall.words import Split, Words
 
@@ -114,7 +114,8 @@ def trials(engine: Engine, task: str, length: int, filler: Filler, taken: set[st
         started = time.perf_counter()
         search = SEARCHES[arguments.search](engine, haystack)
         several = len(examples[0].answers) > 1
-        predictions = predict(engine, [example.question for example in examples], several, search)
+        rounds = HOPS + 1 if task == "variables" else 1
+        predictions = predict(engine, [example.question for example in examples], several, search, rounds)
         cost = {"tokens": length, "seconds": time.perf_counter() - started}
         for example, prediction in zip(examples, predictions, strict=True):
             yield judge(haystack, example, prediction, engine.config.window) | cost

@@ -1,6 +1,7 @@
 """The windows of a haystack that a search finds for questions: the model's own search, or BM25 over the same windows.
 
-Shapes: Q questions, M question tokens, K windows, W tokens of a window, L tokens of a block, R search width.
+Shapes: Q questions, M question tokens, K windows, W tokens of a window with its margins, L tokens of a block,
+R search width.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from mamba_ssm.training.recall.haystack import Haystack
 
 @dataclass(frozen=True)
 class Found:
-    """Windows, best first: where they begin (Q, K; -1 where there is none), scores (Q, K), ids (Q, K, W), and what
-    headings added to their scores (Q, K)."""
+    """Windows, best first: where they begin, and where what is read of them does, (Q, K; -1 where there is none), their
+    scores (Q, K), ids (Q, K, W), and what headings added to the scores (Q, K)."""
 
     starts: Tensor
+    read_from: Tensor
     scores: Tensor
     ids: Tensor
     gains: Tensor
@@ -65,17 +67,18 @@ class ModelSearch:
             finder.push(self._block(ids, first), keys)
             before = np.concatenate([before, ids])[-config.warmup :]
             first += len(ids)
-        rows = [
-            rank(question, found, finder.counts(), k) for question, found in zip(asked, finder.found(), strict=True)
-        ]
+        rows = [rank(*each, finder.counts(), k) for each in zip(questions, asked, finder.found(), strict=True)]
         shape = len(questions), k
         starts, scores, gains = torch.full(shape, -1), torch.full(shape, -torch.inf), torch.zeros(shape)
-        ids = torch.full((*shape, config.window), PAD)
+        read_from = starts.clone()
+        width = config.window + 2 * config.margin
+        ids = torch.full((*shape, width), PAD)
         for row, ranked in enumerate(rows):
             for place, (window, score, gain, _) in enumerate(ranked):
                 starts[row, place], scores[row, place], gains[row, place] = window.first, score, gain
-                ids[row, place] = torch.from_numpy(window.padded(config.window))
-        return Found(*(tensor.to(engine.device) for tensor in (starts, scores, ids, gains)))
+                read_from[row, place] = window.first - window.own.start
+                ids[row, place] = torch.from_numpy(window.padded(width)[0])
+        return Found(*(tensor.to(engine.device) for tensor in (starts, read_from, scores, ids, gains)))
 
     def _block(self, ids: NDArray[np.int32], first: int) -> Block:
         """Every token a character: what windows say is not asked here."""
@@ -99,8 +102,7 @@ class BM25Search:
         self.engine = engine
         config = engine.config
         self.text = np.concatenate(list(haystack.blocks(engine.block_tokens)))
-        self.text = np.pad(self.text, (0, config.window), constant_values=PAD)
-        self.starts = np.arange(0, max(haystack.length - config.stride, 1), config.stride)
+        self.starts = np.arange(0, max(len(self.text) - config.stride, 1), config.stride)
         self.index = bm25s.BM25()
         windows = (engine.tokenizer.decode(self.text[i : i + config.window]) for i in self.starts)
         self.index.index(terms(windows), show_progress=False)
@@ -110,12 +112,15 @@ class BM25Search:
         engine, config = self.engine, self.engine.config
         found, _ = self.index.retrieve(terms(questions), k=min(k, len(self.starts)), show_progress=False)
         starts = self.starts[found.astype(np.int64)]
-        ids = engine.tokens(self.text[starts[..., None] + np.arange(config.window)])
-        scores = torch.cat([self._scores(question, row) for question, row in zip(questions, ids, strict=True)])
-        return Found(torch.from_numpy(starts).to(engine.device), scores, ids, torch.zeros_like(scores))
+        text = np.pad(self.text, (config.margin, config.window + config.margin), constant_values=PAD)
+        ids = engine.tokens(text[starts[..., None] + np.arange(config.window + 2 * config.margin)])
+        own = ids[..., config.margin :][..., : config.window]
+        scores = torch.cat([self._scores(question, row) for question, row in zip(questions, own, strict=True)])
+        begin = torch.from_numpy(starts).to(engine.device)
+        return Found(begin, begin - config.margin, scores, ids, torch.zeros_like(scores))
 
     def _scores(self, question: str, windows: Tensor) -> Tensor:
-        """The model's score of windows (K, W) -> (1, K)."""
+        """The model's score of windows without margins (K, W) -> (1, K)."""
         searcher, config = self.engine.searcher, self.engine.config
         padded = torch.nn.functional.pad(windows, (config.warmup, config.block - config.window), value=PAD)
         keys = searcher.segment_keys(padded)[:, : config.window]

@@ -130,34 +130,36 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     if not found:
         return Reply("", 0.0, [], told=False)
     reader, windows = engine.model.esi.reader, [each.window for each in found]
-    ids = engine.tokens(np.stack([window.padded(engine.config.window) for window in windows]))
+    width = engine.config.window + 2 * engine.config.margin
+    padded, own = map(np.stack, zip(*(window.padded(width) for window in windows), strict=True))
+    ids = engine.tokens(padded)
     scores, gains, fits = torch.tensor([each[1:] for each in found], device=engine.device).T[:, None]
     memory = engine.searcher.read(question, ids[None], scores)
     assert memory is not None
     memory = replace(memory, gains=gains)
-    ranked = reader.ranking(memory, fits)[0]
+    ranked = reader.ranking(memory, fits, torch.from_numpy(own).to(engine.device)[None])[0]
     ranking, told = ranked.tolist(), reader.tells(ranked)
     order = sorted(range(len(windows)), key=lambda i: -ranking[i])
-    evidence = [windows[i].passage(ranking[i]) for i in order]
     spans, _ = reader.best_spans(memory.first(top_k), n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
     columns = (spans.window[0], spans.first[0], spans.last[0], spans.probability[0])
-    places: dict[str, tuple[str, int, int]] = {}
-    books: dict[str, str | None] = {}
+    places: dict[str, tuple[int, int, int]] = {}
     confidence: dict[str, float] = {}
     for window, first, last, probability in zip(*(column.tolist() for column in columns), strict=True):
         if last >= len(windows[window].ids):
             continue
-        place = windows[window].slice(first, last)
-        said = normalise(place[0]) or place[0]
-        places.setdefault(said, place)
-        books.setdefault(said, windows[window].book)
+        first, last = windows[window].whole_words(first, last)
+        text = windows[window].slice(first, last)[0]
+        said = normalise(text) or text
+        places.setdefault(said, (window, first, last))
         confidence[said] = confidence.get(said, 0.0) + probability
     best = max(confidence, key=lambda said: (bool(said), confidence[said]), default=None)
-    if best is None:
+    source, *span = (None,) if best is None else places[best]
+    evidence = [windows[i].passage(ranking[i], (span[0], span[1]) if i == source else None) for i in order]
+    if best is None or source is None:
         return Reply("", 0.0, evidence, told=told)
-    text, start, end = places[best]
     sure = float(reader.confidence(torch.tensor(confidence[best])))
-    return Reply(text, sure, evidence, start, end, told, books[best])
+    text, start, end = windows[source].slice(*span)
+    return Reply(text, sure, evidence, start, end, told, windows[source].book)
 
 
 def replay(engine: Engine, question: str, found: Sequence[Ranked], top_k: int, limit: int) -> Reply:
@@ -165,7 +167,7 @@ def replay(engine: Engine, question: str, found: Sequence[Ranked], top_k: int, l
     encode = engine.tokenizer.encode
     lead, asked = encode("\n\nQuestion:").ids.tolist(), encode(f" {question}").ids.tolist()
     windows = [each.window for each in found]
-    likelihood = question_likelihood(engine.model, [window.ids.tolist() for window in windows], lead, asked)
+    likelihood = question_likelihood(engine.model, [window.own_ids.tolist() for window in windows], lead, asked)
     ranked = sorted(zip(likelihood, windows, strict=True), key=lambda pair: -pair[0])
     context: list[int] = []
     book, end = None, 0
@@ -174,8 +176,8 @@ def replay(engine: Engine, question: str, found: Sequence[Ranked], top_k: int, l
     ):
         if window.book != book:
             book, end = window.book, 0
-        context += window.ids[max(end - window.first, 0) :].tolist()  # neighbours overlap
-        end = window.first + len(window.ids)
+        context += window.own_ids[max(end - window.first, 0) :].tolist()  # neighbours overlap
+        end = window.first + len(window.own_ids)
     prompt = context + lead + asked + encode("\nAnswer:").ids.tolist()
     tokenizer = engine.tokenizer
     text, confidence = Context(engine.model).generate(prompt, limit, tokenizer.end_of_text, tokenizer.decode)

@@ -120,7 +120,8 @@ class Book:
         engine = self.engine
         embedded = [engine.question(question) for question in questions]
         k = windows_for(engine, top_k, passages)
-        sought = [engine.question(f"{question} {context}") for question in questions] if context.strip() else embedded
+        texts = [f"{question} {context}" for question in questions] if context.strip() else questions
+        sought = [engine.question(text) for text in texts] if context.strip() else embedded
         finder = self._finder([question.query for question in sought], KEPT * k)
         searched = 0.0
         for block, keys in self._source.blocks(report, finder.wants):
@@ -128,7 +129,7 @@ class Book:
             finder.push(block, keys)
             searched += time.perf_counter() - started
         found, counts = finder.found(), finder.counts()
-        ranked = [rank(question, windows, counts, k) for question, windows in zip(sought, found, strict=True)]
+        ranked = [rank(*each, counts, k) for each in zip(texts, sought, found, strict=True)]
         asked = zip(questions, embedded, ranked, strict=True)
         return (reply(engine, *each, top_k, limit) for each in asked), searched
 

@@ -6,7 +6,7 @@ Shapes: Q questions, M question tokens, K kept windows, R search width, V vocabu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from mamba_ssm.book.blocks import Block
 from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.reader import PAD
 from mamba_ssm.esi.search import Query, StreamingSearch, whole_window
+from mamba_ssm.text.words import whole_words
 
 GROUP = 16  # questions scored together: their token scores of a block take some megabytes
 BEFORE = 4  # half windows before a window that are looked at, too
@@ -47,12 +49,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Window:
-    """A window that was kept: its tokens ids (n,), at ``first`` in the book, and their characters as in Block.
+    """A window that was kept, at ``first`` in the book: its tokens and those of its margins, ids (n,), and their
+    characters as in Block.
 
-    ``book`` as in Passage.
+    ``own``: which of the ids are no margin's. ``book`` as in Passage.
     """
 
     first: int
+    own: slice
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -63,15 +67,29 @@ class Window:
     book: str | None = None
 
     @classmethod
-    def of(cls, block: Block, first: int, length: int) -> Window:
-        at = slice(first - block.first, first - block.first + length)
-        starts, ends = block.starts[at], block.ends[at]
+    def of(cls, block: Block, first: int, config: ESIConfig) -> Window:
+        """The window of a block, with as much of its margins as the block has."""
+        place = first - block.first
+        before = min(config.margin, place)
+        at = slice(place - before, place + config.window + config.margin)
+        ids, starts, ends = block.ids[at].copy(), block.starts[at].copy(), block.ends[at].copy()
+        own = slice(before, min(before + config.window, len(ids)))
         text = block.text[starts[0] - block.offset : ends[-1] - block.offset]
-        mark = block.mark(int(starts[0]) + len(text) - len(text.lstrip()))
-        return cls(first, block.ids[at].copy(), starts.copy(), ends.copy(), text, *mark[1:])
+        window = cls(first, own, ids, starts, ends, text, None, None)
+        _, page, section, label = block.mark(window.slice(own.start, own.stop - 1)[1])
+        return replace(window, page=page, section=section, label=label)
+
+    @property
+    def own_ids(self) -> NDArray[np.int32]:
+        return self.ids[self.own]
+
+    @property
+    def own_text(self) -> str:
+        """Without the white space around it."""
+        return self.slice(self.own.start, self.own.stop - 1)[0]
 
     def slice(self, first: int, last: int) -> tuple[str, int, int]:
-        """Text, start and end of tokens first to last of the window, without the white space around them."""
+        """Text, start and end of tokens first to last of the ids, without the white space around them."""
         begin = int(self.starts[0])
         start, end = int(self.starts[first]), int(self.ends[last])
         text = self.text[start - begin : end - begin]
@@ -79,12 +97,27 @@ class Window:
         text = text.strip()
         return text, start, start + len(text)
 
-    def passage(self, score: float) -> Passage:
-        return Passage(*self.slice(0, -1), self.page, self.section, score, self.label, self.book)
+    def whole_words(self, first: int, last: int) -> tuple[int, int]:
+        """Tokens first to last, and what is missing of the words that they begin and end in."""
+        begin = int(self.starts[0])
 
-    def padded(self, length: int) -> NDArray[np.int32]:
-        """The ids, PAD after the book's last."""
-        return np.pad(self.ids, (0, length - len(self.ids)), constant_values=PAD)
+        def piece(token: int) -> str:
+            return self.text[int(self.starts[token]) - begin : int(self.ends[token]) - begin]
+
+        return whole_words(piece, len(self.ids), first, last)
+
+    def passage(self, score: float, span: tuple[int, int] | None = None) -> Passage:
+        """The window as evidence: without its margins, but with the tokens from first to last of a span in it."""
+        first, last = self.own.start, self.own.stop - 1
+        if span is not None:
+            first, last = min(first, span[0]), max(last, span[1])
+        return Passage(*self.slice(first, last), self.page, self.section, score, self.label, self.book)
+
+    def padded(self, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The ids, PAD after the last, and which of them are the window's own: two of (length,)."""
+        own = np.zeros(length, bool)
+        own[self.own] = True
+        return np.pad(self.ids, (0, length - len(self.ids)), constant_values=PAD), own
 
 
 class Found(NamedTuple):
@@ -109,6 +142,7 @@ class Finder:
         groups = [_stack(queries[i : i + GROUP]) for i in range(0, len(queries), GROUP)]
         self._searches = [StreamingSearch(query, k, self.config.stride) for query in groups]
         self._kept: list[list[list[_Kept | None]]] = [[[None] * k for _ in query.vectors] for query in groups]
+        self._unfinished: list[_Kept] = []
         self._counts = np.zeros(engine.tokenizer.vocab_size, np.int64)
         self._tail: Block | None = None
         self._keys_before = torch.empty(0, engine.width, device=engine.device)
@@ -129,10 +163,11 @@ class Finder:
             for search in self._searches:
                 search.seek(block.first)
                 search.score(keys, headings)
+            self._unfinished = []
             self._leave(block, keys)
             return
         self._counts += np.bincount(block.ids, minlength=len(self._counts))
-        text = block if self._tail is None else block.after(self._tail)
+        text = self.finish(block)
         if self._tail is None:
             keys, headings = whole_window(keys, headings, self.config.stride)
         around = torch.cat([self._keys_before.to(keys.dtype), keys])
@@ -146,14 +181,28 @@ class Finder:
             new = matches(search.query.vectors[rows], halves, reach(first_halves))
             for row, source in enumerate(sources):
                 kept[row] = [
-                    kept[row][place] if place < self.k else _Kept(Window.of(text, start, self.config.window), next(new))
+                    kept[row][place] if place < self.k else self._keep(text, start, next(new))
                     for place, start in zip(source, starts[row], strict=True)
                 ]
         self._leave(block, around)
 
+    def finish(self, block: Block) -> Block:
+        """Give the windows before a block what their margins have of it. Returns it with the end of the one before."""
+        text = block if self._tail is None else block.after(self._tail)
+        for each in self._unfinished:
+            each.window = Window.of(text, each.window.first, self.config)
+        self._unfinished = []
+        return text
+
+    def _keep(self, text: Block, start: int, matches: NDArray[np.float32]) -> _Kept:
+        kept = _Kept(Window.of(text, start, self.config), matches)
+        if start + self.config.window + self.config.margin > text.first + len(text.ids):
+            self._unfinished.append(kept)
+        return kept
+
     def _leave(self, block: Block, keys: Tensor) -> None:
-        """Keep what the windows that straddle the block's end need of it."""
-        self._tail = block.tail(self.config.stride)
+        """Keep what the windows at the block's end, and those that straddle it, need of it."""
+        self._tail = block.tail(self.config.window + self.config.margin)
         self._keys_before = keys[-(BEFORE + 1) * self.config.stride :]
 
     def counts(self) -> NDArray[np.int64]:
@@ -162,7 +211,7 @@ class Finder:
 
     def found(self) -> list[list[Found]]:
         """The windows of each question, best first. White space alone is no find."""
-        return [[hit for hit in hits if not hit.window.text.isspace()] for hits in self.kept()]
+        return [[hit for hit in hits if hit.window.own_text] for hits in self.kept()]
 
     def kept(self) -> list[list[Found]]:
         """The k best windows of each question, or as many as there are, best first."""
@@ -181,7 +230,8 @@ class Finder:
         ]
 
 
-class _Kept(NamedTuple):
+@dataclass
+class _Kept:
     window: Window
     matches: NDArray[np.float32]
 

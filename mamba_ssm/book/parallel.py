@@ -1,8 +1,9 @@
 """One book on several devices: each rank of a process group reads its part, and all get the best windows of all.
 
 A segment's keys depend on its own tokens and on the warm-up before it alone, and a window's score on its own keys. So
-parts need nothing of one another but the half window before them, which a rank reads itself, and windows and scores
-are to the last bit those of one process. What is sent is the k best windows of each question, whatever the length.
+parts need nothing of one another but the half window before them and the margin after, which a rank reads itself, and
+windows and scores are to the last bit those of one process. What is sent is the k best windows of each question,
+whatever the length.
 
 A text in a file is extracted and split into tokens by all ranks, for where its blocks begin is known only then; on a
 CPU that takes a tenth of the time. Of a saved book a rank reads its own part alone.
@@ -10,6 +11,7 @@ CPU that takes a tenth of the time. Of a saved book a rank reads its own part al
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import chain
 
@@ -18,11 +20,12 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from mamba_ssm.book.engine import Engine
+from mamba_ssm.book.blocks import Block
+from mamba_ssm.book.engine import Engine, Keys
 from mamba_ssm.book.find import Finder, Found
 from mamba_ssm.esi.search import Query
 
-RUN = 16  # blocks that a rank reads in a row, beside the one before them; at least 2, so that its runs lie apart
+RUN = 16  # blocks that a rank reads in a row, beside those around them; at least 2, so that its runs lie apart
 
 
 class PartFinder(Finder):
@@ -34,9 +37,21 @@ class PartFinder(Finder):
     def __init__(self, queries: Sequence[Query], k: int, engine: Engine, group: dist.ProcessGroup) -> None:
         super().__init__(queries, k, engine)
         self.group = group
+        self._coming: deque[int] = deque()
 
     def wants(self, number: int) -> bool:
-        return self._is_own(number) or self._is_own(number + 1)
+        wanted = any(self._is_own(near) for near in (number - 1, number, number + 1))
+        if wanted:
+            self._coming.append(number)
+        return wanted
+
+    def push(self, block: Block, stored: Keys) -> None:
+        """As a Finder; of the block after a run, only the margin of windows before it."""
+        number = self._coming.popleft()
+        if self._is_own(number) or self._is_own(number + 1):
+            super().push(block, stored)
+        else:
+            self.finish(block)
 
     def _is_own(self, number: int) -> bool:
         return number // RUN % dist.get_world_size(self.group) == dist.get_rank(self.group)

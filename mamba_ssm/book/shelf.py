@@ -237,7 +237,7 @@ class Shelf:
         embedded = engine.question(question)
         k = windows_for(engine, top_k, passages)
         found, counts = self.search(embedded.query, list(asked.values()), KEPT * k)
-        ranked = rank(embedded, found, counts, k)
+        ranked = rank(question, embedded, found, counts, k)
         searched = time.perf_counter()
         said = reply(engine, question, embedded, ranked, top_k, max_new_tokens)
         book = next(iter(asked.values())) if said.book is None else asked[said.book]
@@ -270,7 +270,7 @@ class Shelf:
 
     def _search_in_two_passes(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
         """As above, without headings: the first pass knows tokens alone."""
-        engine, stride = self.engine, self.engine.config.stride
+        engine, stride, margin = self.engine, self.engine.config.stride, self.engine.config.margin
         indexes = [self._index(book) for book in books]
         ids = [each.ids for each in indexes]
         chosen = index.candidates(query, self._token_keys, ids, stride, max(k, index.CANDIDATES))
@@ -288,10 +288,11 @@ class Shelf:
                 matched = index.exact_matches(query, keys, np.array([window for window, _ in own]), stride)
                 for (window, score), matches in zip(own, matched, strict=True):
                     first = stride * window
-                    there = Window.of(source.span(first, engine.config.window), first, engine.config.window)
+                    begin, end = max(first - margin, 0), first + engine.config.window + margin
+                    there = Window.of(source.span(begin, end - begin), first, engine.config)
                     found[number, window] = Found(replace(there, book=book.id), score, 0.0, matches)
         ordered = [found[number, window] for _, number, window in best]
-        return [each for each in ordered if not each.window.text.isspace()]
+        return [each for each in ordered if each.window.own_text]
 
     def _keys(self, book: ShelfBook, of: Index) -> MappedKeys:
         rows = half_windows(book.tokens, self.engine.config.stride)

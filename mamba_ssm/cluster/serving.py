@@ -93,7 +93,7 @@ class Front:
         if not found:
             raise ShelfError("there are no books to ask: `mamba-esi library read` adds them")
         counts = [each for _, each, _ in parts if each is not None]
-        ranked = rank(embedded, found, np.sum(counts, 0) if counts else None, k)
+        ranked = rank(question, embedded, found, np.sum(counts, 0) if counts else None, k)
         searched = time.perf_counter()
         said = await loop.run_in_executor(
             self._thread, reply, engine, question, embedded, ranked, top_k, MAX_NEW_TOKENS

@@ -14,7 +14,8 @@ class ESIConfig:
 
     A text is encoded in segments of ``segment`` tokens, each from a zero state; a segment's first ``warmup`` tokens are
     the last of the segment before, and give no keys. Windows of ``window`` tokens start every ``window // 2`` tokens.
-    An answer comes from the ``top_k`` best of them; the reader ranks ``n_ranked`` as evidence.
+    The reader sees ``margin`` tokens on both sides of one, for an answer may stand across its ends, or what it answers
+    before them. An answer comes from the ``top_k`` best; the reader ranks ``n_ranked`` as evidence.
     """
 
     n_enc: int = 2
@@ -22,6 +23,7 @@ class ESIConfig:
     segment: int = 256
     warmup: int = 64
     window: int = 64
+    margin: int = 16
     top_k: int = 8
     n_ranked: int = 32
     d_read: int = 256

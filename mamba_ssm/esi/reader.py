@@ -141,10 +141,12 @@ class WindowReader(nn.Module):
         first, last = torch.cat([logits.flatten(1, 2), empty], 1).unbind(-1)
         return first, last
 
-    def ranking(self, memory: Memory, fits: Tensor) -> Tensor:
+    def ranking(self, memory: Memory, fits: Tensor, own: Tensor) -> Tensor:
         """What windows are ranked by, (B, K): the logits of the best places to begin and end in each, and how well it
-        fits (B, K)."""
-        first, last = (logits[:, :-1].view(memory.ids.shape).amax(-1) for logits in self.span_logits(memory))
+        fits (B, K). ``own`` (B, K, W): which tokens are the window's, and no margin's."""
+        shape, inf = memory.ids.shape, float("inf")
+        logits = (each[:, :-1].view(shape).masked_fill(~own, -inf) for each in self.span_logits(memory))
+        first, last = (each.amax(-1) for each in logits)
         return (first + last) / 2 + FIT_SHARE * fits
 
     def tells(self, ranking: Tensor) -> bool:

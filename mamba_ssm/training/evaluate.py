@@ -49,10 +49,10 @@ def recall(starts: Tensor, gold: Tensor, window: int, ks: Sequence[int]) -> list
     return [hit[:, :k].any(1).float().mean().item() for k in ks]
 
 
-def window_ids(ids: Tensor, starts: Tensor, window: int) -> Tensor:
-    """Tokens of windows: ids (T,), starts (Q, K), -1 for none -> (Q, K, W), 0 where nothing is."""
-    place = starts[..., None] + torch.arange(window, device=starts.device)
-    inside = (starts[..., None] >= 0) & (place < len(ids))
+def window_ids(ids: Tensor, starts: Tensor, window: int, margin: int = 0) -> Tensor:
+    """Tokens of windows with their margins: ids (T,), starts (Q, K), -1 for none -> (Q, K, W), 0 where nothing is."""
+    place = starts[..., None] + torch.arange(-margin, window + margin, device=starts.device)
+    inside = (starts[..., None] >= 0) & (place >= 0) & (place < len(ids))
     return torch.where(inside, ids[place.clamp(0, len(ids) - 1)], 0)
 
 
@@ -68,11 +68,12 @@ def answer_quality(
 ) -> tuple[float, float]:
     """Exact match and F1 of the most probable span in the given windows, over the questions ``rows``."""
     searcher, device = model.searcher(), next(model.parameters()).device
+    config = searcher.config
     assert model.esi is not None
     ids, gold = torch.from_numpy(examples.ids), absolute_gold(examples)
     matches, f1s = [], []
     for part in rows.split(batch):
-        windows = window_ids(ids, starts[part], searcher.config.window)
+        windows = window_ids(ids, starts[part], config.window, config.margin)
         question = searcher.ask(torch.from_numpy(examples.questions)[part].to(device))
         memory = searcher.read(question, windows.to(device), scores[part].to(device))
         assert memory is not None
@@ -80,7 +81,7 @@ def answer_quality(
         for row, w, f, last in zip(
             part.tolist(), *(x[:, 0].tolist() for x in (spans.window, spans.first, spans.last)), strict=True
         ):
-            begin = int(starts[row, w])
+            begin = int(starts[row, w]) - config.margin
             said = decode(ids[begin + f : begin + last + 1].tolist())
             truths = [decode(ids[a : b + 1].tolist()) for a, b in gold[row].tolist() if a >= 0]
             matches.append(best_of(exact_match, said, truths))

@@ -1,6 +1,6 @@
 """Train the reader and the language model on windows that the search found.
 
-Shapes: Q questions, M question tokens, K windows, W tokens of a window, T tokens of a sequence.
+Shapes: Q questions, M question tokens, K windows, W tokens of a window with its margins, T tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ Mined = Sequence[tuple[Tensor, Tensor]]
 class ReadBatch(NamedTuple):
     """What one step of training reads.
 
-    Numbers (Q,) of the questions; questions (Q, M); windows (Q, K, W), the tokens before each (Q, K, warm-up), their
-    scores (Q, K) and first tokens in the book (Q, K); gold spans (Q, G, 2) in the book, all to be found, -1 where there
-    are fewer; the first answer (Q, T), END where shorter.
+    Numbers (Q,) of the questions; questions (Q, M); windows with their margins (Q, K, W), the tokens before each window
+    (Q, K, warm-up), their scores (Q, K) and first tokens in the book (Q, K); gold spans (Q, G, 2) in the book, all to
+    be found, -1 where there are fewer; the first answer (Q, T), END where shorter.
     """
 
     numbers: Tensor
@@ -64,17 +64,23 @@ class ReadBatch(NamedTuple):
     taught: Taught | None
 
 
-def right_places(starts: Tensor, gold: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Which retrieved tokens begin and end each gold span, where it stands whole in its window.
+def right_places(starts: Tensor, gold: Tensor, window: int, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """Which retrieved tokens begin and end each gold span, where it stands whole in its window with the margins.
 
     starts (Q, K), gold (Q, G, 2) -> two (Q, G, K * W + 1); the last is 'no answer here', right where nothing else is.
     """
-    place = starts[..., None] + torch.arange(window, device=starts.device)
-    whole = gold_windows(gold, starts, window)[..., None]
+    place = starts[..., None] + torch.arange(-margin, window + margin, device=starts.device)
+    whole = gold_windows(gold, starts, window, margin)[..., None]
     firsts, lasts = (((place[:, None] == gold[..., i, None, None]) & whole).flatten(2) for i in (0, 1))
     nothing = torch.zeros_like(firsts[..., :1])
     nothing[:, 0] = ~firsts.flatten(1).any(1, keepdim=True)
     return torch.cat([firsts, nothing], 2), torch.cat([lasts, nothing], 2)
+
+
+def places_of(batch: ReadBatch, config: ESIConfig) -> tuple[Tensor, Tensor]:
+    """The right places of a batch."""
+    margin = (batch.windows.shape[2] - config.window) // 2
+    return right_places(batch.starts, batch.gold, config.window, margin)
 
 
 class ReadBatches:
@@ -82,9 +88,10 @@ class ReadBatches:
     seed and step.
 
     ``mined``: starts and scores (all questions, found) for each kind of book; ``taught``: what a teacher makes of these
-    windows. The k are drawn without repetition, likelier where they rank higher, so that the reader sees further down
-    the list and does not trust the rank alone; where none of them holds the answer, 'no answer here' is right. All
-    questions come before one comes again; those that are left over at the end of such an epoch wait.
+    windows; ``margin``: tokens that are read on both sides of one. The k are drawn without repetition, likelier where
+    they rank higher, so that the reader sees further down the list and does not trust the rank alone; where none of
+    them holds the answer, 'no answer here' is right. All questions come before one comes again; those that are left
+    over at the end of such an epoch wait.
     """
 
     def __init__(
@@ -97,8 +104,10 @@ class ReadBatches:
         seed: Sequence[int],
         device: torch.device | str,
         taught: Sequence[Taught] | None = None,
+        margin: int = 0,
     ) -> None:
         self.rows, self.k, self.config, self.seed, self.device, self.taught = rows, k, config, seed, device, taught
+        self.margin = margin
         self.ids, self.questions = (torch.from_numpy(array).to(device) for array in (examples.ids, examples.questions))
         self.gold = absolute_gold(examples).to(device)
         self.mined = [(starts.to(device), scores.to(device)) for starts, scores in mined]
@@ -107,7 +116,7 @@ class ReadBatches:
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> ReadBatch:
         """A process's share of a step's questions."""
-        window, warmup = self.config.window, self.config.warmup
+        window, margin, warmup = self.config.window, self.margin, self.config.warmup
         epoch, place = divmod(step, len(self.questions) // self.rows)
         numbers = self._order(epoch)[place * self.rows : (place + 1) * self.rows]
         rng = np.random.default_rng((*self.seed, 0, step))
@@ -121,7 +130,7 @@ class ReadBatches:
         gold = self.gold[numbers]
         # The largest of log p + Gumbel noise are draws without repetition.
         chance = -RANK_DECAY * torch.arange(starts.shape[1], device=self.device) - torch.log(-torch.log(noise))
-        sure = gold_windows(gold, starts, window).any(1) & (whether < WITH_GOLD)
+        sure = gold_windows(gold, starts, window, margin).any(1) & (whether < WITH_GOLD)
         order = chance.masked_fill(sure, float("inf")).topk(self.k, 1).indices.sort(1).values
         starts, scores = starts.gather(1, order), scores.gather(1, order)
         answer = gold[:, 0, :1] + torch.arange(MAX_ANSWER, device=self.device)
@@ -131,7 +140,7 @@ class ReadBatches:
         if self.taught is not None:
             logits = self.taught[kind].logits[numbers[:, None], order].float()
             lesson = Taught(logits, self.taught[kind].nothing)
-        windows, before = window_ids(self.ids, starts, window), window_ids(self.ids, starts - warmup, warmup)
+        windows, before = window_ids(self.ids, starts, window, margin), window_ids(self.ids, starts - warmup, warmup)
         return ReadBatch(numbers, self.questions[numbers], windows, before, scores, starts, gold, answers, lesson)
 
     def _uniform(self, *shape: int) -> Tensor:
@@ -147,7 +156,7 @@ def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tens
     """Cross-entropy of the answers' first and last tokens among all retrieved tokens; a teacher's beside the right."""
     assert model.esi is not None
     logits = model.esi.reader.span_logits(memory)
-    right = right_places(batch.starts, batch.gold, memory.ids.shape[2])
+    right = places_of(batch, model.searcher().config)
     loss = any_of_loss(logits[0], right[0]) + any_of_loss(logits[1], right[1])
     return loss if batch.taught is None else HARD * loss + taught_loss(logits, batch.taught)
 

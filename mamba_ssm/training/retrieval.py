@@ -91,11 +91,13 @@ def share(rows: int, rank: int, ranks: int) -> slice:
     return slice(rank, None, ranks) if rows >= ranks else slice(None)
 
 
-def gold_windows(gold: Tensor, starts: Tensor, window: int) -> Tensor:
-    """Which windows hold which gold span whole: gold (Q, G, 2), starts (Q, W) or (W,) -> (Q, G, W)."""
+def gold_windows(gold: Tensor, starts: Tensor, window: int, margin: int = 0) -> Tensor:
+    """Which windows hold which gold span whole, with the margins on both sides: gold (Q, G, 2), starts (Q, W) or (W,),
+    negative for none -> (Q, G, W)."""
     first, last = gold[..., 0, None], gold[..., 1, None]
     starts = starts.expand(len(gold), -1)[:, None]
-    return (first >= 0) & (starts <= first) & (last < starts + window) & (starts >= 0)
+    inside = (starts - margin <= first) & (last < starts + window + margin)
+    return (first >= 0) & inside & (starts >= 0)
 
 
 def without_padding(questions: Tensor) -> Tensor:

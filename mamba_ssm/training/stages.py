@@ -23,8 +23,8 @@ from mamba_ssm.training.reading import (
     answer_loss,
     answer_sequences,
     order_loss,
+    places_of,
     plain_sequences,
-    right_places,
     span_loss,
 )
 from mamba_ssm.training.retrieval import SearchBatch, SearchBatches, right_windows, search_loss, share
@@ -96,8 +96,10 @@ class Stage(ABC, Generic[Batch]):
         plan, config = self.plan, self.model.searcher().config
         rows = min(max(1, plan.batch * READ // source.read), len(source.examples.questions))
         seed = (plan.seed, stage, number)
+        # A teacher knows windows alone.
+        margin = config.margin if source.taught is None else 0
         return ReadBatches(
-            source.examples, source.mined, rows, source.read, config, seed, self.lessons.device, source.taught
+            source.examples, source.mined, rows, source.read, config, seed, self.lessons.device, source.taught, margin
         )
 
 
@@ -165,7 +167,7 @@ class ReaderStage(Stage[Turn]):
     def weights(self, turn: Turn) -> dict[str, int]:
         """Without a teacher, whose places count by question."""
         config, batch = self.model.searcher().config, turn.read
-        weights = {"span": int(right_places(batch.starts, batch.gold, config.window)[0].any(-1).sum())}
+        weights = {"span": int(places_of(batch, config)[0].any(-1).sum())}
         if turn.search is not None:
             weights["search"] = int(right_windows(turn.search, config).any(-1).sum())
         return weights

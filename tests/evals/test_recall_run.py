@@ -46,10 +46,13 @@ def test_the_model_s_windows_are_the_stream_s_whatever_the_blocks(tiny_model, le
     haystack, example = lay(engine, "single_number", length)
     questions = [example.question, "Which sky is blue?"]
     found = ModelSearch(engine, haystack)(questions, 32)
-    text = np.pad(np.concatenate(list(haystack.blocks(64))), (0, engine.config.window))
-    for starts, ids in zip(found.starts.tolist(), found.ids.tolist(), strict=True):
-        for start, window in zip(starts, ids, strict=True):
-            assert window == (text[start : start + len(window)].tolist() if start >= 0 else [0] * len(window))
+    margin, width = engine.config.margin, engine.config.window + 2 * engine.config.margin
+    text = np.concatenate(list(haystack.blocks(64)))
+    places = (each.flatten().tolist() for each in (found.starts, found.read_from))
+    for start, begin, window in zip(*places, found.ids.flatten(0, 1).tolist(), strict=True):
+        assert begin == (max(start - margin, 0) if start >= 0 else -1)
+        read = text[begin : start + width - margin].tolist() if start >= 0 else []
+        assert window == [*read, *[0] * (width - len(read))]
     monkeypatch.setattr("mamba_ssm.book.engine.SEGMENTS", {"cpu": 1})
     again = ModelSearch(engine, haystack)(questions, 32)
     assert (again.starts == found.starts).all()

@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import docx
 import numpy as np
@@ -110,9 +111,11 @@ def test_every_window_is_a_slice_of_the_text(tmp_path: Path, name: str, paragrap
     assert text.encode("utf-8").decode("utf-8") == text  # what the command prints comes back as it was
     end = 0
     for block in text_blocks(pieces, TOKENIZER, size):
-        for length in {1, 2, len(block.ids)}:
+        for length, margin in {(1, 0), (2, 1), (len(block.ids), 0), (2, len(block.ids))}:
             for first in range(block.first, block.first + len(block.ids) - length + 1):
-                passage = Window.of(block, first, length).passage(0.0)
+                window = Window.of(block, first, SimpleNamespace(window=length, margin=margin))
+                assert window.own_ids.tolist() == block.ids[first - block.first :][:length].tolist()
+                passage = window.passage(0.0)
                 assert passage.text == text[passage.start : passage.end] == passage.text.strip()
                 if passage.text:
                     assert (passage.page, passage.section, passage.label) == places[passage.start]

@@ -5,7 +5,7 @@ import pytest
 
 from mamba_ssm.book.engine import DEFAULT_MODEL
 from mamba_ssm.text.tokenizer import Tokenizer
-from mamba_ssm.training.recall.books import IN_A_BOOK, MAX_QUESTION, TOKENS, recall_books
+from mamba_ssm.training.recall.books import GOLD, IN_A_BOOK, MAX_QUESTION, TOKENS, recall_books
 from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.recall.words import split_of
 
@@ -39,7 +39,7 @@ def test_the_gold_of_a_single_number_is_the_number_beside_its_key(books, tokeniz
         (first, last), *others = books.gold[row].tolist()
         text = books.text(books.article[row])
         assert tokenizer.decode(text[first : last + 1].tolist()).strip().isdigit()
-        assert others == [[-1, -1]] * 3
+        assert others == [[-1, -1]] * (GOLD - 1)
         question = tokenizer.decode(books.questions[row][books.questions[row] > 0].tolist())
         around = tokenizer.decode(text[max(first - 40, 0) : last + 40].tolist())
         # The key is the one made-up word that the question and the sentence share.
@@ -49,9 +49,10 @@ def test_the_gold_of_a_single_number_is_the_number_beside_its_key(books, tokeniz
 
 def test_questions_with_several_answers_have_all_of_them(books):
     counts = (books.gold[..., 0] >= 0).sum(1)
-    several = IN_A_BOOK["multi_value"] + IN_A_BOOK["multi_query"]
-    assert (counts == 4).sum() == 3 * several
-    assert (counts >= 1).all()
+    tasks = np.tile(np.repeat(list(IN_A_BOOK), list(IN_A_BOOK.values())), 3)
+    assert (counts[(tasks == "multi_value") | (tasks == "multi_query")] == 4).all()
+    assert set(counts[tasks == "variables_so_far"]) <= set(range(1, GOLD + 1))
+    assert (counts[tasks != "variables_so_far"] >= 1).all()
 
 
 def test_the_same_seed_gives_the_same_books_and_another_does_not(tokenizer, fillers, books):

@@ -11,7 +11,7 @@ from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.recall.haystack import Haystack
-from mamba_ssm.training.recall.needles import NEEDLES
+from mamba_ssm.training.recall.needles import HOPS, variables_so_far
 from mamba_ssm.training.recall.tasks import TASKS
 from mamba_ssm.training.recall.words import Words
 
@@ -25,7 +25,10 @@ IN_A_BOOK = {
     "multi_query": 3,
     "alias": 8,
     "passkey": 1,
+    "variables_so_far": 3,
 }
+MAKERS = TASKS | {"variables_so_far": variables_so_far}
+GOLD = HOPS + 1  # answers that a question has at most
 MAX_QUESTION = 64  # tokens: one that lists four keys is long
 
 
@@ -35,7 +38,7 @@ def recall_books(n: int, fillers: Sequence[Filler], tokenizer: Tokenizer, seed: 
     for number in range(n):
         rng = random.Random(f"{seed} {number}")
         words = Words(rng, "train")
-        examples = [TASKS[task](words) for task, times in IN_A_BOOK.items() for _ in range(times)]
+        examples = [MAKERS[task](words) for task, times in IN_A_BOOK.items() for _ in range(times)]
         pieces = [piece for example in examples for piece in example.pieces]
         haystack = Haystack(fillers[number % len(fillers)], pieces, TOKENS, rng.getrandbits(32))
         texts.append(np.concatenate(list(haystack.blocks(TOKENS))))
@@ -43,7 +46,7 @@ def recall_books(n: int, fillers: Sequence[Filler], tokenizer: Tokenizer, seed: 
             ids = tokenizer.encode(example.question).ids[:MAX_QUESTION]
             questions.append(np.pad(ids, (0, MAX_QUESTION - len(ids))))
             spans = haystack.gold(example)
-            gold.append(spans + [(-1, -1)] * (NEEDLES - len(spans)))
+            gold.append(spans + [(-1, -1)] * (GOLD - len(spans)))
             article.append(number)
     return Examples(
         ids=np.concatenate(texts).astype(np.int64),

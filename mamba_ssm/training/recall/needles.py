@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from mamba_ssm.training.recall import relations
 from mamba_ssm.training.recall.example import Example, Piece
 from mamba_ssm.training.recall.words import Words
@@ -31,6 +34,39 @@ STATEMENTS = (
     "As to {key}, the {thing} is {value}.",
     "They gave {key} the {thing} {value}.",
 )
+MORE_STATEMENTS = (
+    "The {thing} that {key} uses is {value}.",
+    "{key} goes by the {thing} {value}.",
+    "{thing} of {key}: {value}",
+    "{key}: {thing} {value}.",
+    "{key} / {thing} / {value}",
+    "[{key}] {thing} = {value}",
+    "- {key}, {thing} {value}",
+    "Whoever turns to {key} for the {thing} hears {value}.",
+    "To reach {key}, type {value} as the {thing}.",
+    "Write {value} where the {thing} of {key} is wanted.",
+    "The {thing} of {key}, {value}, was painted on the door.",
+    "Under {thing}, the file on {key} has {value}.",
+    "The register shows {value} as the {thing} of {key}.",
+    "Remember {value}, the {thing} of {key}.",
+    "{key} answers to the {thing} {value}.",
+    '"{value}" is what {key} has for a {thing}.',
+    'The {thing} of {key} reads "{value}".',
+    "{key} chose {value} as a {thing}.",
+    "It was then that {key} got a new {thing}, namely {value}.",
+    "Use {value} ({thing} of {key}).",
+    "The clerk copied the {thing} of {key} ({value}) twice.",
+    "For {key} enter the {thing}, then a full stop: {value}.",
+    "Please note that {thing} {value} is that of {key}.",
+    "Nobody but {key} has the {thing} {value}.",
+    "We know from the letters that {value} was the {thing} of {key}.",
+    "When the {thing} was wanted, {key} replied {value}.",
+    "Then {key} whispered the {thing}, which is {value}, and left.",
+    "The {thing} given to {key} equals {value}.",
+    "Those who know {key} give {value} for the {thing}.",
+    "They call it {value}: the {thing} of {key}.",
+    "Go to {key}, and by way of {thing} shout {value}!",
+)
 TEST_STATEMENTS = (
     "One of the special magic {thing}s for {key} is: {value}.",
     "If anyone asks for the {thing} of {key}, say {value}.",
@@ -42,6 +78,15 @@ QUESTIONS = (
     "Tell me the {thing} of {key}.",
     "what {thing} is given for {key}",
 )
+MORE_QUESTIONS = (
+    "{key}: which {thing}?",
+    "Could you give me the {thing} of {key}?",
+    "What is the {thing} for {key}?",
+    "What {thing} was {key} given?",
+    "Find the {thing} of {key} in the text.",
+    "Do you know the {thing} of {key}?",
+    "Say what the {thing} of {key} is.",
+)
 TEST_QUESTIONS = (
     "What is the special magic {thing} for {key} mentioned in the provided text?",
     "I need the {thing} that belongs to {key}.",
@@ -52,17 +97,40 @@ ADDITIONS = (
     "{key} also has the {thing} {value}.",
     "Among the {thing}s of {key} is {value}.",
 )
+MORE_ADDITIONS = (
+    "{value} is one more {thing} of {key}.",
+    "{value}, too, is a {thing} of {key}.",
+    "The next {thing} of {key}: {value}",
+    "{key} was also given {value} as a {thing}.",
+    "The list of {thing}s of {key} has {value} on it.",
+    "A further {thing}, {value}, is that of {key}.",
+    "{key} may use the {thing} {value} as well.",
+    "Besides, {key} answers to the {thing} {value}.",
+    "And there is this {thing} of {key}: {value}.",
+)
 TEST_ADDITIONS = TEST_STATEMENTS[:1]
 ALL_OF_ONE = (
     "What are all the {thing}s of {key}?",
     "Name every {thing} of {key}.",
     "Which {thing}s does {key} have?",
 )
+MORE_ALL_OF_ONE = (
+    "List the {thing}s of {key}.",
+    "Which are the {thing}s of {key}?",
+    "I want every {thing} that {key} has.",
+    "Give all {thing}s for {key}.",
+)
 TEST_ALL_OF_ONE = ("What are all the special magic {thing}s for {key} mentioned in the provided text?",)
 ALL_OF_MANY = (
     "What are the {thing}s of {keys}?",
     "Which {thing}s do {keys} have?",
     "Tell me the {thing}s of {keys}.",
+)
+MORE_ALL_OF_MANY = (
+    "Give the {thing}s for {keys}.",
+    "List the {thing}s of {keys}.",
+    "Which {thing}s are those of {keys}?",
+    "What {thing} does each of {keys} have?",
 )
 TEST_ALL_OF_MANY = ("What are all the special magic {thing}s for {keys} mentioned in the provided text?",)
 IN_CHAPTER = (
@@ -88,7 +156,7 @@ TEST_PASSKEYS = (
 
 def statement(words: Words, kind: str, thing: str, key: str, depth: float, gold: bool = True) -> Piece:
     """A sentence that gives a thing of ``kind``, a key of THINGS, to the key."""
-    return _said(words, words.choose(STATEMENTS, TEST_STATEMENTS), kind, thing, key, depth, gold)
+    return _said(words, words.choose(STATEMENTS, TEST_STATEMENTS, MORE_STATEMENTS), kind, thing, key, depth, gold)
 
 
 def _said(words: Words, template: str, kind: str, thing: str, key: str, depth: float, gold: bool = True) -> Piece:
@@ -102,6 +170,10 @@ def _thing(words: Words, kind: str | None = None) -> tuple[str, str]:
     return kind, words.rng.choice(THINGS[kind])
 
 
+def _question(words: Words, thing: str, key: str) -> str:
+    return words.choose(QUESTIONS, TEST_QUESTIONS, MORE_QUESTIONS).format(thing=thing, key=key)
+
+
 def _example(task: str, question: str, pieces: list[Piece]) -> Example:
     """Right are the answers of the gold pieces."""
     return Example(
@@ -113,7 +185,7 @@ def single(words: Words, kind: str | None = None) -> Example:
     """One key with one value: a word, a number or a UUID."""
     kind, thing = _thing(words, kind)
     key = words.key()
-    question = words.choose(QUESTIONS, TEST_QUESTIONS).format(thing=thing, key=key)
+    question = _question(words, thing, key)
     return _example(f"single_{kind}", question, [statement(words, kind, thing, key, words.rng.random())])
 
 
@@ -122,16 +194,17 @@ def multi_key(words: Words) -> Example:
     kind, thing = _thing(words)
     keys = [words.key() for _ in range(NEEDLES)]
     pieces = [statement(words, kind, thing, key, words.rng.random(), key is keys[0]) for key in keys]
-    return _example("multi_key", words.choose(QUESTIONS, TEST_QUESTIONS).format(thing=thing, key=keys[0]), pieces)
+    return _example("multi_key", _question(words, thing, keys[0]), pieces)
 
 
 def multi_value(words: Words) -> Example:
     """Several values of one key, all asked for."""
     kind, thing = _thing(words)
     key = words.key()
-    templates = [words.choose(ADDITIONS, TEST_ADDITIONS) for _ in range(NEEDLES)]
+    templates = [words.choose(ADDITIONS, TEST_ADDITIONS, MORE_ADDITIONS) for _ in range(NEEDLES)]
     pieces = [_said(words, template, kind, thing, key, words.rng.random()) for template in templates]
-    return _example("multi_value", words.choose(ALL_OF_ONE, TEST_ALL_OF_ONE).format(thing=thing, key=key), pieces)
+    question = words.choose(ALL_OF_ONE, TEST_ALL_OF_ONE, MORE_ALL_OF_ONE).format(thing=thing, key=key)
+    return _example("multi_value", question, pieces)
 
 
 def multi_query(words: Words) -> Example:
@@ -140,7 +213,8 @@ def multi_query(words: Words) -> Example:
     keys = [words.key() for _ in range(NEEDLES)]
     pieces = [statement(words, kind, thing, key, words.rng.random()) for key in keys]
     listed = f"{', '.join(keys[:-1])} and {keys[-1]}"
-    return _example("multi_query", words.choose(ALL_OF_MANY, TEST_ALL_OF_MANY).format(thing=thing, keys=listed), pieces)
+    question = words.choose(ALL_OF_MANY, TEST_ALL_OF_MANY, MORE_ALL_OF_MANY).format(thing=thing, keys=listed)
+    return _example("multi_query", question, pieces)
 
 
 def variables(words: Words) -> Example:
@@ -154,6 +228,22 @@ def variables(words: Words) -> Example:
             pieces.append(Piece(f"VAR {variable} = {given}.", depth, variable, value is values[0]))
             given = f"VAR {variable}"
     return _example("variables", words.choose(ALL_VARIABLES, TEST_ALL_VARIABLES).format(value=values[0]), pieces)
+
+
+def variables_so_far(words: Words) -> Example:
+    """The same where the question names some of the chain, as they are found one after the other: right are these, and
+    the one that is assigned the last of them."""
+    whole = variables(words)
+    known = words.rng.randrange(HOPS + 1)
+    pieces = tuple(replace(piece, gold=piece.answer in whole.answers[: known + 1]) for piece in whole.pieces)
+    named = list(whole.answers[:known])
+    words.rng.shuffle(named)
+    return Example("variables_so_far", pieces, with_found(whole.question, named), whole.answers[: known + 1])
+
+
+def with_found(question: str, found: Sequence[str]) -> str:
+    """A question that is asked again, with what was found."""
+    return " ".join([question, *found])
 
 
 def chapters(words: Words) -> Example:
@@ -178,8 +268,8 @@ def chapters(words: Words) -> Example:
 def alias(words: Words) -> Example:
     """A relation that is asked for in other words than it is stated in, among other relations of the same name."""
     rng, name = words.rng, words.name()
-    asked = rng.choice(relations.TEST if words.split == "test" else relations.TRAIN)
     told = relations.RELATIONS if words.split == "test" else relations.TRAIN
+    asked = rng.choice(relations.TEST if words.split == "test" else told)
     others = rng.sample([other for other in told if other.about == asked.about and other != asked], NEEDLES - 1)
     pieces = []
     for relation in (asked, *others):

@@ -115,11 +115,101 @@ _TABLE = {
     """,
 }
 
-RELATIONS = tuple(
-    Relation(about, value, statement, tuple(questions))
-    for about, lines in _TABLE.items()
-    for value, statement, *questions in (line.strip().split(" | ") for line in lines.strip().splitlines())
-)
+_MORE = {
+    "person": """
+        name | {x} was brought up by {v}. | Who raised {x}? | Whose foster child was {x}?
+        name | {x} shares a flat with {v}. | Who is the roommate of {x}? | With whom does {x} lodge?
+        name | {x} voted for {v}. | Which candidate did {x} support? | To whom did the ballot of {x} go?
+        name | {x} was accused by {v}. | Who denounced {x}? | Who laid the blame on {x}?
+        name | {x} was cured by {v}. | Which doctor healed {x}? | Who made {x} well again?
+        number | {x} scored {v} points. | What was the result of {x} in the match? | How well did {x} do in the game?
+        number | {x} walks {v} steps a day. | How far does {x} go on foot? | What distance does {x} cover?
+        year | {x} retired in {v}. | When did {x} stop working? | In which year did {x} give up the job?
+        colour | The eyes of {x} are {v}. | Which hue has the iris of {x}? | With what does {x} look at the world?
+        month | {x} was promoted in {v}. | When did {x} rise in rank? | When was the career of {x} advanced?
+        food | {x} cannot digest {v}. | To what is {x} allergic? | Which dish must {x} avoid?
+        animal | {x} was bitten by a {v}. | Which creature hurt {x}? | What beast attacked {x}?
+        job | {x} wanted to become a {v}. | What was the dream career of {x}? | Which trade did {x} hope for?
+    """,
+    "town": """
+        number | {x} lies {v} feet above the sea. | What is the altitude of {x}? | How high up is {x}?
+        year | The railway reached {x} in {v}. | Since when do trains call at {x}? | When did {x} get a station?
+        name | {x} was besieged by {v}. | Which general surrounded {x}? | Who laid an army around {x}?
+        name | The largest square of {x} is called {v}. | What is the main plaza of {x}? | Where do crowds meet in {x}?
+        name | The water of {x} comes from {v}. | Which spring supplies {x}? | On what source do the taps of {x} draw?
+        food | {x} is famous for its {v}. | What speciality is eaten in {x}? | Which delicacy do guests of {x} order?
+        instrument | Children in {x} learn the {v}. | What do schools of {x} teach to play? | What music is made in {x}?
+        number | {x} levies a tax of {v} crowns. | What do citizens of {x} pay? | How much does the state ask of {x}?
+        colour | All doors in {x} are {v}. | Which hue have the entrances of {x}? | How do the house fronts of {x} look?
+        name | {x} was freed by {v}. | Who liberated {x}? | Who ended the occupation of {x}?
+        month | Snow falls on {x} until {v}. | When does winter end in {x}? | How long does frost last at {x}?
+        name | The newspaper of {x} is called {v}. | What do people read in {x}? | Which daily appears in {x}?
+    """,
+    "company": """
+        name | {x} was advised by {v}. | Who counselled {x}? | Who was the consultant of {x}?
+        number | {x} made a profit of {v} crowns. | How much did {x} gain? | What were the earnings of {x}?
+        name | {x} moved its factory to {v}. | Where does {x} produce now? | What is the new site of the plant of {x}?
+        year | {x} was listed in {v}. | Since when are shares of {x} traded? | When did {x} go public?
+        name | The accounts of {x} are audited by {v}. | Who checks the books of {x}? | Which inspector visits {x}?
+        colour | The logo of {x} is {v}. | What does the emblem of {x} look like? | Which hue has the sign of {x}?
+        month | {x} pays its dividend in {v}. | When do shareholders of {x} get money? | When is gain of {x} handed out?
+        number | {x} was fined {v} crowns. | What penalty did {x} get? | How much did the court take from {x}?
+        name | {x} is insured with {v}. | Who covers the risks of {x}? | Which underwriter has {x}?
+        animal | The mascot of {x} is a {v}. | Which creature advertises {x}? | What beast stands for {x}?
+        name | {x} sponsors {v}. | Which team does {x} support? | Who gets money for sport from {x}?
+    """,
+    "ship": """
+        name | The {x} was named after {v}. | In whose honour was the {x} christened? | Whose memory does the {x} keep?
+        number | The {x} could do {v} knots. | What was the top speed of the {x}? | How fast was the {x}?
+        name | The {x} ran aground at {v}. | On which reef was the {x} stranded? | Where did the {x} hit the bottom?
+        year | The {x} was scrapped in {v}. | When was the {x} broken up? | What was the last year of the {x}?
+        month | The {x} leaves port in {v}. | When does the {x} set sail? | When is the departure of the {x}?
+        name | The cook of the {x} was {v}. | Who prepared meals on the {x}? | Who worked in the galley of the {x}?
+        material | The hull of the {x} is of {v}. | What is the body of the {x} made from? | Which stuff floats the {x}?
+        name | The {x} was sighted off {v}. | Where did a lookout spot the {x}? | Near which coast was the {x} seen?
+        number | The {x} took {v} passengers. | How many travellers had the {x}? | For how many people had the {x} room?
+        animal | The {x} had a live {v} below deck. | Which creature travelled in the {x}? | What beast was in the {x}?
+        illness | An outbreak of {v} struck the {x}. | What disease raged in the {x}? | Why was the {x} in quarantine?
+    """,
+    "book": """
+        name | {x} was printed by {v}. | Which press produced {x}? | Who set the type of {x}?
+        name | {x} was illustrated by {v}. | Who drew the pictures in {x}? | Which artist worked on {x}?
+        name | {x} was reviewed by {v}. | Which critic judged {x}? | Who gave an opinion of {x}?
+        number | {x} costs {v} crowns. | For how much is {x} sold? | What must a buyer pay for {x}?
+        name | The villain of {x} is called {v}. | Who is the evil figure in {x}? | Whom does the reader of {x} hate?
+        year | {x} was filmed in {v}. | When did {x} come to the cinema? | Which year saw {x} on the screen?
+        name | {x} won the {v} prize. | Which award went to {x}? | With what was {x} honoured?
+        number | The library keeps {x} under {v}. | What is the shelf mark of {x}? | Where on the racks is {x}?
+        animal | {x} is told by a talking {v}. | Which creature is the narrator of {x}? | What beast speaks in {x}?
+        name | A copy of {x} was found in {v}. | Where did {x} turn up? | In which place was {x} discovered?
+        month | {x} is read aloud every {v}. | When is there a recital of {x}? | When do listeners hear {x}?
+    """,
+    "machine": """
+        number | {x} needs {v} litres a day. | What does {x} consume? | How much fuel goes into {x}?
+        name | {x} was tested by {v}. | Who tried {x} out? | Which engineer examined {x}?
+        name | {x} was sold to {v}. | Who bought {x}? | Who is the new owner of {x}?
+        number | {x} makes {v} bolts an hour. | What is the output of {x}? | How productive is {x}?
+        name | {x} is operated by {v}. | Who runs {x}? | In whose hands is {x} at work?
+        year | {x} was installed in {v}. | Since when does {x} stand here? | When was {x} put in place?
+        colour | The casing of {x} is {v}. | How does {x} look from outside? | Which hue has the shell of {x}?
+        name | The manual of {x} was written by {v}. | Who is the author of the guide to {x}? | Who explained {x}?
+        animal | {x} was jammed by a {v}. | Which creature blocked {x}? | What got into the gears of {x}?
+        material | {x} has wheels of {v}. | What do the rollers of {x} consist of? | On which substance does {x} move?
+        name | {x} was shipped from {v}. | Where did {x} come from? | What was the place of origin of {x}?
+        month | The guarantee of {x} ends in {v}. | Until when can {x} be returned? | When is the warranty of {x} over?
+    """,
+}
+
+
+def _relations(table: dict[str, str]) -> tuple[Relation, ...]:
+    return tuple(
+        Relation(about, value, statement, tuple(questions))
+        for about, lines in table.items()
+        for value, statement, *questions in (line.strip().split(" | ") for line in lines.strip().splitlines())
+    )
+
+
+RELATIONS = _relations(_TABLE)
 TEST = tuple(relation for place, relation in enumerate(RELATIONS) if place % 4 == 2)
 """Every fourth; training never sees how these are asked for, nor how they are stated."""
-TRAIN = tuple(relation for relation in RELATIONS if relation not in TEST)
+TRAIN = tuple(relation for relation in RELATIONS if relation not in TEST) + _relations(_MORE)

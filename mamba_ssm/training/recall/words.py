@@ -64,9 +64,9 @@ class Words:
         """The same, among the words of the split."""
         return self.once(lambda: next(word for word in iter(make, None) if split_of(word) == self.split))
 
-    def choose(self, train: Sequence[T], test: Sequence[T]) -> T:
-        """One of the training's; in the test also one of those held out."""
-        return self.rng.choice([*train, *(test if self.split == "test" else ())])
+    def choose(self, train: Sequence[T], test: Sequence[T], more: Sequence[T] = ()) -> T:
+        """One of the training's; in the test also one of those held out, and none of ``more``."""
+        return self.rng.choice([*train, *(test if self.split == "test" else more)])
 
     def name(self) -> str:
         """A made-up name, capitalised, of the split."""
