@@ -44,9 +44,8 @@ def say_where(settings: Settings, port: int) -> None:
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and let the garbage collector leave alone what is there by then: all of it stays, and to look through
-        it takes a fifth of a second, in which nobody is answered."""
         await super().startup(sockets)
+        # What is there by now stays, and each look of the collector through it would stop all answers for 0.2 s.
         gc.collect()
         gc.freeze()
 

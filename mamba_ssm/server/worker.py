@@ -196,7 +196,7 @@ class Worker:
                 self._loop.call_soon_threadsafe(_fail, _texts(batch), error)
                 batch, made = self._new_batch(), []
             self.decoding, self.steps = len(batch), self.steps + bool(made)
-            if due := _due(made):
+            if due := _due(made, bool(self._jobs)):
                 self._loop.call_soon_threadsafe(_deliver, due)
         self._loop.call_soon_threadsafe(_fail, left, Closed())
         for future in futures:
@@ -217,12 +217,15 @@ def _texts(batch: Batch) -> list[Any]:
     return [*batch.rows, *batch.joining]
 
 
-def _due(made: list[tuple[Any, Token]]) -> list[tuple[_Text, list[Token]]]:
-    """What is to be handed over after a step: a text's first token and its last ones at once, others some together."""
+def _due(made: list[tuple[Any, Token]], all_due: bool) -> list[tuple[_Text, list[Token]]]:
+    """What is to be handed over after a step: a text's first token and its last ones at once, others some together.
+
+    ``all_due``: where the next step may be long in coming.
+    """
     now, due = time.monotonic(), []
     for text, token in made:
         text.made.append(token)
-        if now >= text.due or token.finish is not None:
+        if all_due or now >= text.due or token.finish is not None:
             due.append((text, text.made))
             text.made, text.due = [], now + (len(made) - 1) / EVENTS
     return due
