@@ -22,6 +22,8 @@ from mamba_ssm.utils.sampling import draw
 
 LEAST = 1e-5  # a temperature below is taken for 0, for logits that are divided by it overflow; and top_p is not lower
 
+UNIFORMS = 64  # random numbers that are made in one call; how many changes none of them
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -64,11 +66,13 @@ class Continuation:
             self.generator.seed()
         else:
             self.generator.manual_seed(sampling.seed)
+        self.uniforms: list[float] = []  # some at a time, for a call each would take as long as all else of a token
 
     def how_to_draw(self) -> tuple[float, float, float]:
         """The temperature, top_p, and the next random number in [0, 1)."""
-        uniform = float(torch.rand((), generator=self.generator))
-        return self.sampling.temperature, max(self.sampling.top_p, LEAST), uniform
+        if not self.uniforms:
+            self.uniforms = torch.rand(UNIFORMS, generator=self.generator).tolist()[::-1]
+        return self.sampling.temperature, max(self.sampling.top_p, LEAST), self.uniforms.pop()
 
     def note(self, token: int, logprob: float | None, likeliest: list[tuple[int, float]]) -> Token:
         """Count a token that was chosen."""
@@ -164,9 +168,11 @@ class Batch:
     @torch.inference_mode()
     def _set_state(self, row: int, states: dict[int, tuple[Tensor, Tensor]], source: int) -> None:
         """Let a row have the state that row ``source`` of states has."""
-        for layer, kept in self._states().items():
-            for part, new in zip(kept, states[layer], strict=True):
-                part[row].copy_(new[source])
+        kept, new = [], []  # copied in one call: a call for each would take longer than a step
+        for layer, parts in self._states().items():
+            kept += [part[row] for part in parts]
+            new += [part[source] for part in states[layer]]
+        torch._foreach_copy_(kept, new)
 
     def _choose(self, rows: list[Continuation], logits: Tensor) -> list[tuple[Continuation, Token]]:
         """Tokens for rows from logits (B, V), of which the first ones are theirs."""

@@ -48,8 +48,7 @@ class Prompt:
             ids = torch.tensor([part], device=self._device)
             return self._model(ids, inference_params=self._params, num_last_tokens=1).logits[:, -1]
         if before == 0:
-            for state in self.states.values():
-                torch._foreach_zero_(list(state))
+            torch._foreach_zero_([part for state in self.states.values() for part in state])
         length = next(length for length in LENGTHS if len(part) <= length)
         return self._graphs[length](torch.tensor([[PADDING] * (length - len(part)) + part]))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import Receive
 
 from mamba_ssm.book import Answer, Engine
 from mamba_ssm.models.batching import Batch
@@ -67,18 +68,19 @@ async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwar
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, and stop it when the client goes away."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Problem(499, "the client went away")
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        leaving.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def gone(receive: Receive) -> None:
+    """Wait until the client has gone away, after its body has come."""
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,6 +13,9 @@ from typing import Any, TypeVar
 from mamba_ssm.models.batching import Batch, Continuation, Sampling, Token
 
 T = TypeVar("T")
+# Of several texts, a second, about: an event keeps the event loop busy for some time, in which the model's thread waits
+# for Python's lock. Each of 64 texts has one every 42 ms.
+EVENTS = 1500
 log = logging.getLogger("mamba_esi.server")
 
 
@@ -29,6 +33,8 @@ class _Text(Continuation):
     def __init__(self, prompt: list[int], sampling: Sampling, stream: Stream, index: int) -> None:
         super().__init__(prompt, sampling)
         self.stream, self.index, self.cancelled = stream, index, False
+        self.made: list[Token] = []  # not handed over yet
+        self.due = 0.0  # when they are
 
 
 class Stream:
@@ -42,10 +48,10 @@ class Stream:
         self.texts = [_Text(*prompt, self, index) for index, prompt in enumerate(prompts)]
         self._worker = worker
         self._open = set(range(len(self.texts)))  # those that have not ended
-        self._made: asyncio.Queue[tuple[int, Token] | BaseException] = asyncio.Queue()
+        self._made: asyncio.Queue[tuple[int, list[Token]] | BaseException] = asyncio.Queue()
         self._timer = asyncio.get_running_loop().call_later(timeout, self.put, TimeoutError())
 
-    def put(self, made: tuple[int, Token] | BaseException) -> None:
+    def put(self, made: tuple[int, list[Token]] | BaseException) -> None:
         self._made.put_nowait(made)
 
     def __aiter__(self) -> Stream:
@@ -61,12 +67,12 @@ class Stream:
                 if isinstance(made, BaseException):
                     self.cancel()
                     raise made
-                index, token = made
+                index, more = made
                 if self.texts[index].cancelled:
                     continue
-                if token.finish is not None:
+                if more[-1].finish is not None:
                     self._open.discard(index)
-                tokens.append(made)
+                tokens += [(index, token) for token in more]
             if tokens:
                 return tokens
         self.cancel()
@@ -190,8 +196,8 @@ class Worker:
                 self._loop.call_soon_threadsafe(_fail, _texts(batch), error)
                 batch, made = self._new_batch(), []
             self.decoding, self.steps = len(batch), self.steps + bool(made)
-            if made:
-                self._loop.call_soon_threadsafe(_deliver, made)
+            if due := _due(made, bool(self._jobs)):
+                self._loop.call_soon_threadsafe(_deliver, due)
         self._loop.call_soon_threadsafe(_fail, left, Closed())
         for future in futures:
             self._loop.call_soon_threadsafe(_resolve, future, None, Closed())
@@ -211,9 +217,23 @@ def _texts(batch: Batch) -> list[Any]:
     return [*batch.rows, *batch.joining]
 
 
-def _deliver(made: list[tuple[Any, Token]]) -> None:
+def _due(made: list[tuple[Any, Token]], all_due: bool) -> list[tuple[_Text, list[Token]]]:
+    """What is to be handed over after a step: a text's first token and its last ones at once, others some together.
+
+    ``all_due``: where the next step may be long in coming.
+    """
+    now, due = time.monotonic(), []
     for text, token in made:
-        text.stream.put((text.index, token))
+        text.made.append(token)
+        if all_due or now >= text.due or token.finish is not None:
+            due.append((text, text.made))
+            text.made, text.due = [], now + (len(made) - 1) / EVENTS
+    return due
+
+
+def _deliver(due: list[tuple[_Text, list[Token]]]) -> None:
+    for text, tokens in due:
+        text.stream.put((text.index, tokens))
 
 
 def _fail(texts: list[_Text], error: Exception) -> None:

@@ -53,6 +53,7 @@ class Tokenizer:
         self.special_ids: dict[str, int] = {
             name: token for name in SPECIALS if (token := inner.token_to_id(name)) is not None
         }
+        self._special = frozenset(self.special_ids.values())
         self.end_of_text = self.special_ids.get(END_OF_TEXT)
         self.question = self.special_ids.get(QUESTION)
         self.answer = self.special_ids.get(ANSWER)
@@ -126,8 +127,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
         """The text of the tokens; special tokens have none, and parts of a character become U+FFFD."""
-        special = set(self.special_ids.values())
-        return self._inner.decode([int(i) for i in ids if int(i) not in special], skip_special_tokens=False)
+        return self._inner.decode([i for i in map(int, ids) if i not in self._special], skip_special_tokens=False)
 
 
 def cut_blocks(pieces: Iterable[str], block: int) -> Iterator[str]:

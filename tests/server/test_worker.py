@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from mamba_ssm.models.batching import Batch, Continuation, Sampling
+from mamba_ssm.server import worker as worker_module
 from mamba_ssm.server.worker import Worker
 
 PROMPTS = [([5, 6, 7], Sampling(max_tokens=3)), ([8, 9], Sampling(max_tokens=30))]
@@ -52,3 +53,21 @@ def test_a_text_that_is_ended_after_its_last_token_came_ends_no_other(engine):
         return tokens
 
     assert streamed(engine.model, read) == alone(engine.model, *PROMPTS[1])
+
+
+def test_tokens_of_several_texts_wait_for_one_another_but_the_first_and_the_last_do_not(engine, monkeypatch):
+    monkeypatch.setattr(worker_module, "EVENTS", 0.001)
+
+    async def run():
+        worker = Worker(lambda: Batch(engine.model, 2), 8)
+        await worker.start()
+        try:
+            return [made async for made in worker.submit(PROMPTS, timeout=60)]
+        finally:
+            await worker.close()
+
+    parts = asyncio.run(run())
+    for index, prompt in enumerate(PROMPTS):
+        mine = [part for made in parts if (part := [token.id for i, token in made if i == index])]
+        assert len(mine) <= 2
+        assert [token for part in mine for token in part] == alone(engine.model, *prompt)
