@@ -158,6 +158,45 @@ def test_evidence_never_starts_beyond_the_text(engine, tmp_path):
     assert max(starts) + 64 >= n
 
 
+@pytest.mark.parametrize("segments", [2, 5, 32])
+def test_windows_have_the_tokens_around_them_whatever_the_blocks(engine, book_path, book_text, segments):
+    class Blocks(Engine):
+        block_tokens = segments * engine.config.block
+
+    other = Blocks(engine.model, engine.tokenizer, engine.name)
+    ids, margin, size = engine.tokenizer.encode(book_text).ids, engine.config.margin, engine.config.window
+    finder = Finder([other.question(QUESTION).query], 400, other)
+    for block, keys in FileSource(book_path, other).blocks():
+        finder.push(block, keys)
+    windows = [each.window for each in finder.found()[0]]
+    assert len(windows) > 200
+    for window in windows:
+        before = max(window.first - margin, 0)
+        assert window.ids.tolist() == ids[before : window.first + size + margin].tolist()
+        assert window.own_ids.tolist() == ids[window.first : window.first + size].tolist()
+        assert book_text[int(window.starts[0]) : int(window.ends[-1])] == window.text
+        assert window.passage(0.0).text == window.own_text
+
+
+def test_a_sentence_across_the_ends_of_windows_is_read_whole(tmp_path):
+    """Longer than half a window, wherever it stands to the windows."""
+    engine = Engine.load(device="cpu")
+    told = "The locker number of Brontkael, who came with the others from the old mill by the river on the last day of "
+    told += "a long and wet winter, when nobody thought of lockers, is 48213377."
+    assert engine.config.stride < len(engine.tokenizer.encode(told).ids) < engine.config.window
+    right = 0
+    for words in range(0, 32, 4):
+        text = "word " * (200 + words) + told + " And so on." * 40
+        path = tmp_path / f"{words}.txt"
+        path.write_text(text, encoding="utf-8")
+        answer = open_book(path, engine).ask("What is the locker number of Brontkael?")
+        assert answer.text == text[answer.start : answer.end]
+        assert answer.source is not None
+        assert answer.text in answer.evidence[answer.source].text
+        right += answer.text == "48213377"
+    assert right >= 6
+
+
 @pytest.mark.parametrize("options", [{}, {"esi": False, "max_new_tokens": 3}, {"top_k": 2, "passages": 3}])
 def test_saved_and_streamed_answers_are_the_same(engine, book_path, saved, options):
     questions = [QUESTION, "chapter?", "Where did gardener number 7 plant trees? " * 5]

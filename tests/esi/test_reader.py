@@ -47,10 +47,12 @@ class TestRanking:
     def test_is_the_best_places_of_a_window_and_how_well_it_fits(self, model: MambaLMHeadModel, memory: Memory) -> None:
         first, last = model.esi.reader.span_logits(memory)
         fits = torch.tensor([[3.0, -1.0, 0.5], [2.0, -INF, 7.0]])
-        ranking = model.esi.reader.ranking(memory, fits)
+        own = torch.zeros(2, K, W, dtype=torch.bool)
+        own[..., 1 : W - 2] = True  # the rest are margins
+        ranking = model.esi.reader.ranking(memory, fits, own)
         for row in range(2):
             for k in range(K):
-                places = slice(k * W, (k + 1) * W)
+                places = slice(k * W + 1, (k + 1) * W - 2)
                 best = (max(first[row, places].tolist()) + max(last[row, places].tolist())) / 2
                 assert ranking[row, k].item() == pytest.approx(best + FIT_SHARE * fits[row, k].item(), rel=1e-5)
         assert ranking[1, 1] == -INF  # where there is no window
