@@ -10,9 +10,10 @@ its end; RULER's noise; or needles with other keys and nothing else. With --shar
 one haystack, so that one pass serves them, and each distracts from the others; not passkey and the stories, whose
 questions would have several answers.
 
-Right: the answers named are exactly the right ones, as SQuAD normalises them. Recall@k is the share of the gold spans
-(the answer where a sentence gives it, else the sentence) that lie whole in one of the first k windows. The peak is the
-GPU's for this row; on a CPU the process's so far. Tokens a second count all from the stream to the answers.
+Variables are asked for again with what was said, until nothing new is. Right: the answers named are exactly the right
+ones, as SQuAD normalises them. Recall@k is the share of the gold spans (the answer where a sentence gives it, else the
+sentence) that lie whole in one of the first k windows. The peak is the GPU's for this row; on a CPU the process's so
+far. Tokens a second count all from the stream to the answers.
 Writes evals/results/recall.json after every row, and the trials beside it as .jsonl.
 """
 
@@ -165,6 +166,7 @@ def main() -> int:
             "right": "the answers named are exactly the right ones, normalised as SQuAD's",
             "recall": f"share of the gold spans in the first k of {KEPT} windows of {engine.config.window} tokens",
             "windows_read": engine.config.top_k,
+            "asked_again": f"variables, with what was said, at most {HOPS} times",
             "several_answers": f"distinct spans of at least {THRESHOLD} of the best one's probability",
             "filler": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
             "intervals": "Wilson for accuracy; bootstrap over questions, 10,000 resamples, for the rest",
