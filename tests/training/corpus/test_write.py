@@ -131,7 +131,7 @@ def test_another_field(tmp_path, tokenizer, lines):
         ("cut.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9999)[:-20], "cannot be read"),
         ("none.jsonl.gz", b"not packed", "cannot be read"),
         ("cut.txt.gz", gzip.compress(os.urandom(99).hex().encode() * 999)[:-20], "cannot be read"),
-        ("latin.txt.gz", gzip.compress("Zürich".encode("latin-1")), "not UTF-8"),
+        ("latin.txt.gz", gzip.compress("Zürich".encode("latin-1"), mtime=0), "not UTF-8"),
         ("binary.txt", b"\0\1\2" * 99, "not text"),
         ("empty.txt", b"", "empty"),
         ("empty.jsonl", b"", "no text in them"),
