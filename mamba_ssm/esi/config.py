@@ -14,8 +14,8 @@ class ESIConfig:
 
     A text is encoded in segments of ``segment`` tokens, each from a zero state; a segment's first ``warmup`` tokens are
     the last of the segment before, and give no keys. Windows of ``window`` tokens start every ``window // 2`` tokens.
-    The reader sees ``margin`` tokens on both sides of one, for an answer may stand across its ends, or what it answers
-    before them. An answer comes from the ``top_k`` best; the reader ranks ``n_ranked`` as evidence.
+    The reader sees ``margin`` more tokens on both sides of a window, for a sentence may stand across its ends. An
+    answer comes from the ``top_k`` best windows; the reader ranks ``n_ranked`` as evidence.
     """
 
     n_enc: int = 2
