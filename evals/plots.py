@@ -49,7 +49,7 @@ def shares(axes: Any, groups: Sequence[str], series: dict[str, list[dict[str, An
     errors = {
         name: (
             [figure["value"] - figure["interval_95"][0] for figure in figures],
-            [figure["interval_95"][1] - figure["value"] for figure in figures],
+            [max(figure["interval_95"][1] - figure["value"], 0.0) for figure in figures],  # of 1, it is rounded below
         )
         for name, figures in series.items()
     }
