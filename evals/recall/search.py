@@ -71,13 +71,12 @@ class ModelSearch:
         shape = len(questions), k
         starts, scores, gains = torch.full(shape, -1), torch.full(shape, -torch.inf), torch.zeros(shape)
         read_from = starts.clone()
-        width = config.window + 2 * config.margin
-        ids = torch.full((*shape, width), PAD)
+        ids = torch.full((*shape, config.read_window), PAD)
         for row, ranked in enumerate(rows):
             for place, (window, score, gain, _) in enumerate(ranked):
                 starts[row, place], scores[row, place], gains[row, place] = window.first, score, gain
                 read_from[row, place] = window.first - window.own.start
-                ids[row, place] = torch.from_numpy(window.padded(width)[0])
+                ids[row, place] = torch.from_numpy(window.padded(config.read_window)[0])
         return Found(*(tensor.to(engine.device) for tensor in (starts, read_from, scores, ids, gains)))
 
     def _block(self, ids: NDArray[np.int32], first: int) -> Block:
@@ -113,7 +112,7 @@ class BM25Search:
         found, _ = self.index.retrieve(terms(questions), k=min(k, len(self.starts)), show_progress=False)
         starts = self.starts[found.astype(np.int64)]
         text = np.pad(self.text, (config.margin, config.window + config.margin), constant_values=PAD)
-        ids = engine.tokens(text[starts[..., None] + np.arange(config.window + 2 * config.margin)])
+        ids = engine.tokens(text[starts[..., None] + np.arange(config.read_window)])
         own = ids[..., config.margin :][..., : config.window]
         scores = torch.cat([self._scores(question, row) for question, row in zip(questions, own, strict=True)])
         begin = torch.from_numpy(starts).to(engine.device)

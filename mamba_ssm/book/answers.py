@@ -130,8 +130,7 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     if not found:
         return Reply("", 0.0, [], told=False)
     reader, windows = engine.model.esi.reader, [each.window for each in found]
-    width = engine.config.window + 2 * engine.config.margin
-    padded, own = map(np.stack, zip(*(window.padded(width) for window in windows), strict=True))
+    padded, own = map(np.stack, zip(*(window.padded(engine.config.read_window) for window in windows), strict=True))
     ids = engine.tokens(padded)
     scores, gains, fits = torch.tensor([each[1:] for each in found], device=engine.device).T[:, None]
     memory = engine.searcher.read(question, ids[None], scores)
@@ -152,13 +151,13 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
         said = normalise(text) or text
         places.setdefault(said, (window, first, last))
         confidence[said] = confidence.get(said, 0.0) + probability
-    best = max(confidence, key=lambda said: (bool(said), confidence[said]), default=None)
-    source, *span = (None,) if best is None else places[best]
-    evidence = [windows[i].passage(ranking[i], (span[0], span[1]) if i == source else None) for i in order]
-    if best is None or source is None:
+    best = max(confidence, key=lambda said: (bool(said), confidence[said]), default="")
+    source, first, last = places.get(best, (-1, 0, 0))
+    evidence = [windows[i].passage(ranking[i], (first, last) if i == source else None) for i in order]
+    if source < 0:
         return Reply("", 0.0, evidence, told=told)
     sure = float(reader.confidence(torch.tensor(confidence[best])))
-    text, start, end = windows[source].slice(*span)
+    text, start, end = windows[source].slice(first, last)
     return Reply(text, sure, evidence, start, end, told, windows[source].book)
 
 

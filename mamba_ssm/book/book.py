@@ -120,8 +120,10 @@ class Book:
         engine = self.engine
         embedded = [engine.question(question) for question in questions]
         k = windows_for(engine, top_k, passages)
-        texts = [f"{question} {context}" for question in questions] if context.strip() else questions
-        sought = [engine.question(text) for text in texts] if context.strip() else embedded
+        texts, sought = questions, embedded
+        if context.strip():
+            texts = [f"{question} {context}" for question in questions]
+            sought = [engine.question(text) for text in texts]
         finder = self._finder([question.query for question in sought], KEPT * k)
         searched = 0.0
         for block, keys in self._source.blocks(report, finder.wants):

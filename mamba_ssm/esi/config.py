@@ -56,6 +56,11 @@ class ESIConfig:
         """Tokens from the start of one window to the start of the next."""
         return self.window // 2
 
+    @property
+    def read_window(self) -> int:
+        """Tokens that the reader sees of a window, with its margins."""
+        return self.window + 2 * self.margin
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ESIConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
