@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import example as at_least
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ def test_every_token_knows_the_last_heading_before_it():
 
 
 @settings(max_examples=60, deadline=None)
+@at_least(task="multi_value", seed=146, length=1200, split="train")  # a piece after one that ends in a number
 @given(
     task=st.sampled_from(sorted(TASKS)),
     seed=st.integers(0, 1000),
@@ -63,10 +65,11 @@ def test_pieces_stand_where_they_are_said_to_and_change_nothing_else(task, seed,
     ids = whole(haystack)
     assert len(ids) == length
     assert haystack.sentences.keys() == set(example.pieces)
+    ends = "|".join([r"[.!?][\"')\]”]*", r"\n  x = 1", *(re.escape(piece.text) for piece in example.pieces)])
     for piece, span in haystack.sentences.items():
         assert said(ids, span).strip() == piece.text
         before = TOKENIZER.decode(ids[: span[0]])
-        assert not before or re.search(r"([.!?][\"')\]”]*|\n  x = 1|Chapter \d+|\w+ \d+)$", before)
+        assert not before or re.search(f"({ends})$", before)
         assert re.match(r"[ \n]|$", TOKENIZER.decode(ids[span[1] + 1 :]))
         if piece.answer:
             assert said(ids, haystack.answers[piece]).strip(" ().,:;") == piece.answer
