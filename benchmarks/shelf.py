@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from timing import machine, write
 
 from mamba_ssm.book import Engine, Shelf, ShelfBook, index
-from mamba_ssm.book.engine import Keys
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.shelving import now
 from mamba_ssm.book.source import BookInfo, Report
 from mamba_ssm.book.store import StoredSource
 from mamba_ssm.book.store import write as write_esi
+from mamba_ssm.esi.search import Keys
 
 DATA = Path(__file__).parents[1] / "data"
 RESULT = Path(__file__).parent / "results" / "shelf.json"

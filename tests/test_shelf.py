@@ -443,11 +443,11 @@ def test_the_second_pass_has_the_books_own_keys(shelf, engine, texts):
     book = shelf.add(texts[0])
     stem = shelf.folder / "books" / book.file
     with shelf.open_book(book.id) as opened:
-        keys = torch.cat([keys.values(engine.device) for _, keys in opened._source.blocks()])
+        keys = torch.cat([keys.values() for _, keys in opened._source.blocks()])
     index = Index.load(stem.with_suffix(".safetensors"), book.tokens, engine.tokenizer.vocab_size)
     halves = np.array([0, 1, 100, 191, 192, len(keys) // 32 - 1, len(keys) // 32])
     with MappedKeys(stem.with_suffix(".esi"), index, len(keys), engine.width) as mapped:
-        own = mapped.halves(halves, 32).unflatten(0, (-1, 32))
+        own = mapped.halves(halves, 32).values().unflatten(0, (-1, 32))
     for half, rows in zip(halves.tolist()[:-1], own, strict=False):
         assert torch.equal(rows, keys[32 * half : 32 * half + 32])
     assert not own[-1].any()

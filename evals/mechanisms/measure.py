@@ -16,7 +16,7 @@ from mechanisms.speaking import said
 from mechanisms.texts import TESTS, Batch, Texts
 from torch import Tensor
 
-from mamba_ssm.book.engine import Keys
+from mamba_ssm.esi.search import Keys
 from mamba_ssm.training.reading import IGNORE
 
 TOKENS = 1 << 18  # of texts in a batch
@@ -69,7 +69,7 @@ def esi_outcomes(arm: ESI, batch: Batch) -> Iterator[Outcome]:
     yield outcome("oracle", oracle)
     for name, order in batch.rankings.items():
         yield outcome(name, order[:, :k])
-    for name, values in ("fp32", keys), ("int8", Keys.of(keys.flatten(0, 1)).values(keys.device).view_as(keys)):
+    for name, values in ("fp32", keys), ("int8", Keys.of(keys.flatten(0, 1)).values().view_as(keys)):
         other = arm.own(batch, arm.scores(question.query, values.float()))
         yield outcome(name, other.topk(k, 1).indices, other)
 

@@ -66,7 +66,7 @@ def _predict(engine: Engine, questions: Sequence[str], several: bool, search: Se
 def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> list[list[str]]:
     """Of each question the likeliest distinct spans of the k best windows, down to the threshold. None overlap."""
     assert engine.model.esi is not None
-    memory = engine.searcher.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
+    memory = engine.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
     assert memory is not None
     memory = replace(memory, gains=found.gains[:, :k])
     spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=MAX_TOKENS)

@@ -133,7 +133,7 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     padded, own = map(np.stack, zip(*(window.padded(engine.config.read_window) for window in windows), strict=True))
     ids = engine.tokens(padded)
     scores, gains, fits = torch.tensor([each[1:] for each in found], device=engine.device).T[:, None]
-    memory = engine.searcher.read(question, ids[None], scores)
+    memory = engine.read(question, ids[None], scores)
     assert memory is not None
     memory = replace(memory, gains=gains)
     ranked = reader.ranking(memory, fits, torch.from_numpy(own).to(engine.device)[None])[0]

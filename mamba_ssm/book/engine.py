@@ -9,8 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from mamba_ssm.errors import BackendError, CheckpointError, QuestionError
 from mamba_ssm.esi.module import Question, Searcher
-from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import Headings
+from mamba_ssm.esi.reader import PAD, Memory
+from mamba_ssm.esi.search import Headings, Keys
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text.tokenizer import FILE as TOKENIZER_FILE
 from mamba_ssm.text.tokenizer import Tokenizer
@@ -36,24 +35,6 @@ KEPT_TITLES = 4096  # whose keys take some megabytes
 KEYS_DEPEND_ON = ("n_enc", "d_search", "segment", "warmup", "window")  # of the sizes in ESIConfig
 SEGMENTS = {"cpu": 32}  # of a block: enough to keep the cores busy, few enough to need little memory
 SEGMENTS_ELSEWHERE = 256
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Search keys in a byte a number: codes (L, R) int8 times scales (L,) fp16. L is a multiple of half a window."""
-
-    codes: Tensor
-    scales: Tensor
-
-    @classmethod
-    def of(cls, keys: Tensor) -> Keys:
-        """Keys (L, R) in fp32, rounded: the error of a score is below a thousandth of its scale."""
-        scales = (keys.abs().amax(-1) / 127).clamp(min=1e-4).half()
-        return cls((keys / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
-
-    def values(self, device: torch.device) -> Tensor:
-        """(L, R) in fp32."""
-        return self.codes.to(device).float() * self.scales.to(device).float()[:, None]
 
 
 class Engine:
@@ -114,6 +95,12 @@ class Engine:
         return self.searcher.ask(self.tokens(ids)[None])
 
     @torch.inference_mode()
+    def read(self, question: Question, window_ids: Tensor, scores: Tensor) -> Memory | None:
+        """As a Searcher does; where a CPU is faster at it, the products are of numbers rounded to bf16."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu" and has_bf16_products()):
+            return self.searcher.read(question, window_ids, scores)
+
+    @torch.inference_mode()
     def keys(self, ids: NDArray[np.int32], before: NDArray[np.int32]) -> Keys:
         """Keys of ids (n,), that follow ``before``, of the length of a warm-up. Keys after the last token are zero."""
         config = self.config
@@ -159,6 +146,13 @@ class Engine:
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+@cache
+def has_bf16_products() -> bool:
+    """Whether this CPU has instructions for products of bf16, as far as this version of PyTorch can tell."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def half_windows(n: int, stride: int) -> int:

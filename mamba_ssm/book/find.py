@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_ssm.book.blocks import Block
-from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.book.engine import Engine
 from mamba_ssm.esi.config import ESIConfig
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import Query, StreamingSearch, whole_window
+from mamba_ssm.esi.search import Keys, Query, StreamingSearch, whole_window
 from mamba_ssm.text.words import whole_words
 
 GROUP = 16  # questions scored together: their token scores of a block take some megabytes
 BEFORE = 4  # half windows before a window that are looked at, too
-TOGETHER = (
-    16  # windows matched at once, and question tokens in whole such numbers: in other shapes sums round otherwise
-)
+# Windows that are matched at once, of questions in whole such numbers of tokens: in other shapes sums round otherwise.
+WINDOWS, TOKENS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,7 @@ class Finder:
 
     def __init__(self, queries: Sequence[Query], k: int, engine: Engine) -> None:
         self.k, self.engine, self.config = k, engine, engine.config
+        queries = [trimmed(query) for query in queries]
         self._lengths = [query.weights.shape[1] for query in queries]
         groups = [_stack(queries[i : i + GROUP]) for i in range(0, len(queries), GROUP)]
         self._searches = [StreamingSearch(query, k, self.config.stride) for query in groups]
@@ -145,7 +145,7 @@ class Finder:
         self._unfinished: list[_Kept] = []
         self._counts = np.zeros(engine.tokenizer.vocab_size, np.int64)
         self._tail: Block | None = None
-        self._keys_before = torch.empty(0, engine.width, device=engine.device)
+        self._keys_before: Keys | None = None
         self._next = 0
 
     def wants(self, number: int) -> bool:
@@ -155,9 +155,9 @@ class Finder:
     @torch.inference_mode()
     def push(self, block: Block, stored: Keys) -> None:
         """Search a block with its keys, and under its headings."""
-        keys = stored.values(self.engine.device)
-        headings = self.engine.headings(*block.sections(self.config.stride))
         first, self._next = self._next, block.first + len(block.ids)
+        keys = stored.map(lambda part: part.to(self.engine.device))
+        headings = self.engine.headings(*block.sections(self.config.stride))
         if block.first != first:
             # Scored whole, for a product of another shape may round otherwise.
             for search in self._searches:
@@ -170,9 +170,9 @@ class Finder:
         text = self.finish(block)
         if self._tail is None:
             keys, headings = whole_window(keys, headings, self.config.stride)
-        around = torch.cat([self._keys_before.to(keys.dtype), keys])
-        halves = around.unflatten(0, (-1, self.config.stride))
-        origin = block.first - len(self._keys_before)
+        around = keys if self._keys_before is None else keys.after(self._keys_before)
+        halves = around.map(lambda part: part.unflatten(0, (-1, self.config.stride)))
+        origin = block.first - (len(around) - len(keys))
         for search, kept in zip(self._searches, self._kept, strict=True):
             order = search.push(keys, headings)
             sources, starts = order.tolist(), search.top.starts.tolist()
@@ -200,10 +200,10 @@ class Finder:
             self._unfinished.append(kept)
         return kept
 
-    def _leave(self, block: Block, keys: Tensor) -> None:
+    def _leave(self, block: Block, keys: Keys) -> None:
         """Keep what the windows at the block's end, and those that straddle it, need of it."""
         self._tail = block.tail(self.config.window + self.config.margin)
-        self._keys_before = keys[-(BEFORE + 1) * self.config.stride :]
+        self._keys_before = keys.map(lambda part: part[-(BEFORE + 1) * self.config.stride :])
 
     def counts(self) -> NDArray[np.int64]:
         """How often each token was in what was searched: (V,)."""
@@ -242,19 +242,27 @@ def reach(windows: Tensor) -> Tensor:
     return (windows[:, None] + torch.arange(-BEFORE, 2, device=windows.device)).clamp(min=0)
 
 
-def matches(vectors: Tensor, halves: Tensor, places: Tensor) -> Iterator[NDArray[np.float32]]:
+def matches(vectors: Tensor, halves: Keys, places: Tensor) -> Iterator[NDArray[np.float32]]:
     """As in Found, (2, M) for each of n windows.
 
     vectors (n, M, R) of the questions; halves (H, stride, R) of keys; places (n, BEFORE + 2) in these, as of `reach`.
     """
     length, n = vectors.shape[1], len(places)
-    vectors = F.pad(vectors, (0, 0, 0, -length % TOGETHER)).to(halves.dtype)
-    for first in range(0, n, TOGETHER):
-        at = torch.arange(first, first + TOGETHER, device=places.device).clamp(max=n - 1)
-        products = vectors[at] @ halves[places[at]].flatten(1, 2).mT
-        best = products.unflatten(-1, (places.shape[1], -1)).amax(-1)[:, :length]
+    vectors = F.pad(vectors, (0, 0, 0, -length % TOKENS))
+    for first in range(0, n, WINDOWS):
+        at = torch.arange(first, first + WINDOWS, device=places.device).clamp(max=n - 1)
+        there = places[at]
+        keys = Keys(halves.codes[there].flatten(1, 2), halves.scales[there].flatten(1, 2)).values()
+        best = (vectors[at] @ keys.mT).unflatten(-1, (places.shape[1], -1)).amax(-1)[:, :length]
         both = torch.stack([best[..., -2:].amax(-1), best.amax(-1)], 1)
-        yield from both[: n - first].float().cpu().numpy()
+        yield from both[: n - first].cpu().numpy()
+
+
+def trimmed(query: Query) -> Query:
+    """A query of one question without the tokens that only pad it, which weigh nothing."""
+    length = 1 + int(query.weights[0].nonzero().amax())
+    length += -length % TOKENS
+    return Query(query.vectors[:, :length], query.weights[:, :length])
 
 
 def _stack(queries: Sequence[Query]) -> Query:

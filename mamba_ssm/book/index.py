@@ -26,14 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import matches, reach
 from mamba_ssm.book.store import StoredSource
 from mamba_ssm.errors import BookError, ShelfError
 from mamba_ssm.esi.reader import PAD
-from mamba_ssm.esi.search import Query
+from mamba_ssm.esi.search import Keys, Query, half_window_maxima
 from mamba_ssm.ops.table_scores import table_scores
-from mamba_ssm.ops.topk_search import half_window_maxima
 
 EXACT_TOKENS = 1 << 20  # so many are scored in one pass, as one book is
 CANDIDATES = 4096  # windows that the second pass scores
@@ -100,8 +99,8 @@ class MappedKeys:
         except (OSError, ValueError) as error:
             raise BookError(f"{path}: cannot be opened ({error}); add the book again") from error
 
-    def halves(self, numbers: NDArray[np.int64], stride: int) -> Tensor:
-        """Keys (n * stride, R) in fp32 of half windows by their numbers (n,); those beyond the book's end are zero."""
+    def halves(self, numbers: NDArray[np.int64], stride: int) -> Keys:
+        """Keys (n * stride, R) of half windows by their numbers (n,); those beyond the book's end are zero."""
         codes = np.zeros((len(numbers), stride, self.width), np.int8)
         scales = np.zeros((len(numbers), stride), np.float16)
         size, wide = stride * self.width, 2 * stride
@@ -115,9 +114,7 @@ class MappedKeys:
                 raise BookError(f"{self.name}: damaged; add the book again")
             codes[place] = np.frombuffer(self.bytes, np.int8, size, start).reshape(stride, self.width)
             scales[place] = np.frombuffer(self.bytes[scale : scale + wide], np.float16)
-        return Keys(torch.from_numpy(codes).flatten(0, 1), torch.from_numpy(scales).flatten()).values(
-            torch.device("cpu")
-        )
+        return Keys(torch.from_numpy(codes).flatten(0, 1), torch.from_numpy(scales).flatten())
 
     def __enter__(self) -> MappedKeys:
         return self
@@ -145,7 +142,7 @@ def token_keys(engine: Engine, folder: Path) -> Tensor:
         order = drawn.permutation(shape[0]).astype(np.int32)
         for first in range(0, len(order), engine.block_tokens):
             ids = order[first : first + engine.block_tokens]
-            total[torch.from_numpy(ids).long()] += engine.keys(ids, before).values(torch.device("cpu"))[: len(ids)]
+            total[torch.from_numpy(ids).long()] += engine.keys(ids, before).values().cpu()[: len(ids)]
             before = np.concatenate([before, ids])[-len(before) :]
     keys = (total / TEXTS).half()
     part = folder / f".{path.name}.{secrets.token_hex(4)}.part"
@@ -183,13 +180,14 @@ def candidates(
 @torch.inference_mode()
 def exact_scores(query: Query, keys: MappedKeys, windows: NDArray[np.int64], stride: int) -> Tensor:
     """The second pass: scores (n,) of a book's windows by their numbers (n,)."""
-    vectors, scores = query.vectors.cpu(), []
+    query = Query(query.vectors.cpu(), query.weights.cpu())
+    scores = []
     for start in range(0, len(windows), AT_ONCE):
         part = windows[start : start + AT_ONCE]
         halves, places = np.unique(np.concatenate([part, part + 1]), return_inverse=True)
-        maxima = half_window_maxima(vectors, keys.halves(halves, stride), stride)[0]
+        maxima = half_window_maxima(query, keys.halves(halves, stride), stride)[0]
         first, second = np.split(places, 2)
-        scores.append(query.weights[0].cpu() @ torch.maximum(maxima[:, first], maxima[:, second]))
+        scores.append(query.weights[0] @ torch.maximum(maxima[:, first], maxima[:, second]))
     return torch.cat(scores)
 
 
@@ -197,6 +195,6 @@ def exact_scores(query: Query, keys: MappedKeys, windows: NDArray[np.int64], str
 def exact_matches(query: Query, keys: MappedKeys, windows: NDArray[np.int64], stride: int) -> list[NDArray[np.float32]]:
     """What `Found` keeps of windows (n,) by their numbers, in their order."""
     halves, places = np.unique(reach(torch.from_numpy(windows)).numpy(), return_inverse=True)
-    mapped = keys.halves(halves, stride).unflatten(0, (-1, stride))
+    mapped = keys.halves(halves, stride).map(lambda part: part.unflatten(0, (-1, stride)))
     vectors = query.vectors.cpu().expand(len(windows), -1, -1)
     return list(matches(vectors, mapped, torch.from_numpy(places.reshape(len(windows), -1))))

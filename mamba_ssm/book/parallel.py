@@ -21,9 +21,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from mamba_ssm.book.blocks import Block
-from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Finder, Found
-from mamba_ssm.esi.search import Query
+from mamba_ssm.esi.search import Keys, Query
 
 RUN = 16  # blocks that a rank reads in a row, beside those around them; at least 2, so that its runs lie apart
 

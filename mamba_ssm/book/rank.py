@@ -46,12 +46,12 @@ def rank(
     """
     if not found:
         return []
-    weights = question.query.weights[0].cpu().numpy()
+    matches = np.stack([each.matches for each in found])
+    ids, weights = (each[0, : matches.shape[2]].cpu().numpy() for each in (question.ids, question.query.weights))
     total = weights.sum()
     if counts is not None:
-        weights = weights * np.log1p(counts.sum() / (counts[question.ids[0].cpu().numpy()] + 0.5)) ** RARITY
+        weights = weights * np.log1p(counts.sum() / (counts[ids] + 0.5)) ** RARITY
     weights = weights * (total / weights.sum() / (1 + BEFORE_SHARE))
-    matches = np.stack([each.matches for each in found])
     asked = _words(text)
     gains = np.array([each.gain + NAMED * _within(_words(each.window.section or ""), asked) for each in found])
     fits = (matches[:, 0] + BEFORE_SHARE * matches[:, 1]) @ weights + gains

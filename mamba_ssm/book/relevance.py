@@ -43,10 +43,10 @@ def relevance(
     for block, keys in source.blocks(report):
         marks += [mark for mark in block.marks if not marks or mark.start > marks[-1].start]
         headings = engine.headings(*block.sections(stride))
-        values = keys.values(engine.device)
+        keys = keys.map(lambda part: part.to(engine.device))
         if not half.size:
-            values, headings = whole_window(values, headings, stride)
-        new, first, _ = search.score(values, headings)
+            keys, headings = whole_window(keys, headings, stride)
+        new, first, _ = search.score(keys, headings)
         starts = np.concatenate([half, block.starts])
         half = block.starts[-stride:]
         numbers = np.concatenate([numbers, first.cpu().numpy() // stride])

@@ -19,7 +19,7 @@ from mamba_ssm.book.answers import Answer, Seconds, check, reply, windows_for
 from mamba_ssm.book.blocks import Block, text_of
 from mamba_ssm.book.book import MAX_NEW_TOKENS, PASSAGES, Book
 from mamba_ssm.book.engine import Engine, half_windows
-from mamba_ssm.book.find import Finder, Found, Window
+from mamba_ssm.book.find import Finder, Found, Window, trimmed
 from mamba_ssm.book.index import Index, MappedKeys, token_keys
 from mamba_ssm.book.library import Asked, Library, Section, ShelfBook, unlink
 from mamba_ssm.book.rank import KEPT, rank
@@ -271,6 +271,7 @@ class Shelf:
     def _search_in_two_passes(self, query: Query, books: Sequence[ShelfBook], k: int) -> list[Found]:
         """As above, without headings: the first pass knows tokens alone."""
         engine, stride, margin = self.engine, self.engine.config.stride, self.engine.config.margin
+        query = trimmed(query)
         indexes = [self._index(book) for book in books]
         ids = [each.ids for each in indexes]
         chosen = index.candidates(query, self._token_keys, ids, stride, max(k, index.CANDIDATES))

@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from mamba_ssm.book.blocks import Block, text_blocks
-from mamba_ssm.book.engine import Engine, Keys
+from mamba_ssm.book.engine import Engine
 from mamba_ssm.errors import BookError
 from mamba_ssm.esi.reader import PAD
+from mamba_ssm.esi.search import Keys
 from mamba_ssm.text import Piece, book_files, read_pieces
 from mamba_ssm.utils.files import sha256_of_file
 

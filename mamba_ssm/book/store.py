@@ -27,9 +27,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mamba_ssm.book.blocks import Block, Mark
-from mamba_ssm.book.engine import Engine, Keys, half_windows
+from mamba_ssm.book.engine import Engine, half_windows
 from mamba_ssm.book.source import BookInfo, Progress, Report, Source, Wants, every
 from mamba_ssm.errors import BookError
+from mamba_ssm.esi.search import Keys
 from mamba_ssm.utils.files import written_aside
 
 MAGIC, VERSION, META = "mamba-esi", 1, "meta.json"

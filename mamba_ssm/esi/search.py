@@ -6,6 +6,7 @@ Shapes: B batch, M question tokens, L text tokens, R search width, W windows, K 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,35 @@ class Query:
 
     vectors: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Search keys in a byte a number: codes (..., R) int8 times scales (...) fp16."""
+
+    codes: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor) -> Keys:
+        """Keys (L, R) in fp32, rounded: the error of a score is below a thousandth of its scale."""
+        scales = (keys.abs().amax(-1) / 127).clamp(min=1e-4).half()
+        return cls((keys / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+
+    def __len__(self) -> int:
+        return len(self.scales)
+
+    def values(self) -> Tensor:
+        """In fp32."""
+        return self.codes * self.scales.float().unsqueeze(-1)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Keys:
+        """Both parts, changed alike."""
+        return Keys(change(self.codes), change(self.scales))
+
+    def after(self, before: Keys) -> Keys:
+        """Others, then these."""
+        return Keys(torch.cat([before.codes, self.codes]), torch.cat([before.scales, self.scales]))
 
 
 class Search(nn.Module):
@@ -90,12 +120,17 @@ class EmbeddingSearch:
         return Query(self.keys(ids), self.SCALE * weights / weights.sum(-1, keepdim=True).clamp(min=1e-9))
 
 
-def half_window_maxima(query: Query, keys: Tensor, stride: int) -> Tensor:
+def half_window_maxima(query: Query, keys: Tensor | Keys, stride: int) -> Tensor:
     """Best match of each question token in each run of ``stride`` tokens.
 
     keys (B, L, R) or (L, R), shared by all questions; L must be a multiple of ``stride`` -> (B, M, L / stride).
     """
-    return topk_search.half_window_maxima(query.vectors, keys, stride)
+    codes, scales = _parts(keys)
+    return topk_search.half_window_maxima(query.vectors, codes, stride, scales)
+
+
+def _parts(keys: Tensor | Keys) -> tuple[Tensor, Tensor | None]:
+    return (keys.codes, keys.scales) if isinstance(keys, Keys) else (keys, None)
 
 
 def window_scores(query: Query, maxima: Tensor) -> Tensor:
@@ -144,13 +179,13 @@ class TopK:
         return order
 
 
-def whole_window(keys: Tensor, headings: Headings | None, stride: int) -> tuple[Tensor, Headings | None]:
+def whole_window(keys: Keys, headings: Headings | None, stride: int) -> tuple[Keys, Headings | None]:
     """The first keys (L, R) of a stream and what they stand under: one shorter than a window is one window."""
     missing = max(2 * stride - len(keys), 0)
     if headings is not None:
         place = F.pad(headings.place, (0, missing // stride), value=headings.count)
         headings = replace(headings, place=place)
-    return F.pad(keys, (0, 0, 0, missing)), headings
+    return keys.map(lambda part: F.pad(part, (0, 0) * (part.dim() - 1) + (0, missing))), headings
 
 
 class StreamingScores:
@@ -166,25 +201,26 @@ class StreamingScores:
         """Go to another token of the text, where the next keys begin. No window straddles it."""
         self.position, self._last_half, self._last_floor = position, None, None
 
-    def score(self, keys: Tensor, headings: Headings | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the next tokens' keys (L, R), or (B, L, R) where each question has a text of its own.
+    def score(self, keys: Tensor | Keys, headings: Headings | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the next tokens' keys (L, R), or (B, L, R) in fp32 where each question has a text of its own.
 
         L is a multiple of ``stride``. A half window matches a token of a question as well as its heading does, if that
         is better. Returns of the windows that these tokens end the scores (B, W), the first tokens (W,), and what
         headings added to the scores (B, W).
         """
         first = self.position if self._last_half is None else self.position - self.stride
-        query, floor = self.query, self._floor(headings, keys.shape[-2] // self.stride)
+        codes, scales = _parts(keys)
+        query, floor = self.query, self._floor(headings, codes.shape[-2] // self.stride)
         if floor is None:
             scores, self._last_half = topk_search.window_scores(
-                query.vectors, query.weights, keys, self.stride, self._last_half
+                query.vectors, query.weights, codes, self.stride, self._last_half, scales
             )
             gains = torch.zeros_like(scores)
         else:
             scores, gains, self._last_half = topk_search.window_scores_above(
-                query.vectors, query.weights, keys, self.stride, floor, self._last_half
+                query.vectors, query.weights, codes, self.stride, floor, self._last_half, scales
             )
-        self.position += keys.shape[-2]
+        self.position += codes.shape[-2]
         starts = first + self.stride * torch.arange(scores.shape[1], device=scores.device)
         return scores, starts, gains
 
@@ -213,7 +249,7 @@ class StreamingSearch(StreamingScores):
         self.top = TopK(len(query.vectors), k, query.vectors.device)
         self.gains = torch.zeros_like(self.top.scores)
 
-    def push(self, keys: Tensor, headings: Headings | None = None) -> Tensor:
+    def push(self, keys: Tensor | Keys, headings: Headings | None = None) -> Tensor:
         """Search the next keys, as ``score``. Returns what `TopK.merge` does: where each kept window came from."""
         scores, starts, gains = self.score(keys, headings)
         order = self.top.merge(scores, starts)

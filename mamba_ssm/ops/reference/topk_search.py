@@ -40,10 +40,7 @@ def window_scores(
         scores (B, W), where W is L / stride, and one less without `before`; and the maxima (B, M) of the last half
         window. Both in keys' dtype.
     """
-    maxima = half_window_maxima(query_vectors, keys, stride)
-    if before is not None:
-        maxima = torch.cat([before.unsqueeze(-1), maxima], -1)
-    return pair_scores(query_weights, maxima), maxima[..., -1]
+    return scores_of(half_window_maxima(query_vectors, keys, stride), query_weights, before)
 
 
 def window_scores_above(
@@ -62,7 +59,20 @@ def window_scores_above(
     Returns:
         scores (B, W), what the floor added to each (B, W), and the maxima (B, M) of the last half window, without it.
     """
-    maxima = half_window_maxima(query_vectors, keys, stride)
+    return scores_above(half_window_maxima(query_vectors, keys, stride), query_weights, floor, before)
+
+
+def scores_of(maxima: Tensor, query_weights: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`window_scores` of what `half_window_maxima` returns."""
+    if before is not None:
+        maxima = torch.cat([before.unsqueeze(-1), maxima], -1)
+    return pair_scores(query_weights, maxima), maxima[..., -1]
+
+
+def scores_above(
+    maxima: Tensor, query_weights: Tensor, floor: Tensor, before: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`window_scores_above` of what `half_window_maxima` returns."""
     if before is not None:
         maxima = torch.cat([before.unsqueeze(-1), maxima], -1)
     scores = pair_scores(query_weights, torch.maximum(maxima, floor.to(maxima.dtype)))
