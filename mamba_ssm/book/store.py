@@ -14,7 +14,9 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -100,6 +102,8 @@ class StoredSource:
 
     def __init__(self, file: BinaryIO, engine: Engine, name: str) -> None:
         self.file, self.engine, self.name = file, engine, name
+        self._lock = threading.Lock()
+        self._sound: set[str] = set()  # members that were checked: every question reads them all
         try:
             self._archive = zipfile.ZipFile(file)
             meta = json.loads(self._member(META, META_BYTES))
@@ -124,7 +128,22 @@ class StoredSource:
         plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
         if not plain or not info.file_size == info.compress_size <= limit:
             raise ValueError(f"{name} is not stored plainly")
-        return self._archive.read(info)
+        data = self._read(self._place(info), info.file_size)
+        if name not in self._sound and zlib.crc32(data) != info.CRC:
+            raise ValueError(f"{name} was changed")
+        return data
+
+    def _place(self, info: zipfile.ZipInfo) -> int:
+        """Where in the file a member's bytes begin: behind its name, and what stands beside it."""
+        return info.header_offset + 30 + sum(struct.unpack("<26xHH", self._read(info.header_offset, 30)))
+
+    def _read(self, start: int, length: int) -> bytes:
+        with self._lock:  # several threads may ask one book
+            self.file.seek(start)
+            data = self.file.read(length)
+        if len(data) != length:
+            raise EOFError("the file ends before")
+        return data
 
     def _check_meta(self, meta: dict[str, Any], info: BookInfo) -> None:
         tokens, size = info.tokens, meta["block_tokens"]
@@ -181,12 +200,10 @@ class StoredSource:
         """Where in the file the ``codes`` and the ``scales`` of each block begin: two of (blocks,) int64."""
         places = []
         for number in range(self._count):
-            self.file.seek(self._archive.getinfo(_name(number)).header_offset)
-            names = sum(struct.unpack("<26xHH", self.file.read(30)))  # the member's name, and what stands beside it
-            self.file.seek(names, os.SEEK_CUR)
-            (length,) = struct.unpack("<Q", self.file.read(8))
-            header = json.loads(self.file.read(length))
-            data = self.file.tell()
+            start = self._place(self._archive.getinfo(_name(number)))
+            (length,) = struct.unpack("<Q", self._read(start, 8))
+            header = json.loads(self._read(start + 8, length))
+            data = start + 8 + length
             places.append([data + header[name]["data_offsets"][0] for name in ("codes", "scales")])
         codes, scales = np.array(places, np.int64).T
         return codes, scales
@@ -204,24 +221,19 @@ class StoredSource:
             raise ValueError("the parts of a block have other sizes")
         text = parts["text"].tobytes().decode("utf-8", "surrogatepass")
         ids, starts, ends = parts["ids"], parts["starts"].astype(np.int64), parts["ends"].astype(np.int64)
-        if ids.min() < 0 or ids.max() >= self.engine.tokenizer.vocab_size or not np.isfinite(parts["scales"]).all():
-            raise ValueError("tokens or keys out of range")
-        if starts[0] < 0 or ends[-1] > len(text) or (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
-            raise ValueError("tokens lie outside the text")
-        if (starts > ends).any():
-            raise ValueError("a token ends before it starts")
         offset, marks = json.loads(parts["marks"].tobytes())
         marks = tuple(Mark(*mark) for mark in marks)
-        if type(offset) is not int or offset < 0 or not all(_is_mark(mark) for mark in marks):
-            raise ValueError("an offset or mark is none")
-        if not marks or marks[0].start > offset or sorted(marks, key=_start) != list(marks):
-            raise ValueError("the marks of pages are out of order")
+        if _name(number) not in self._sound:
+            if ids.min() < 0 or ids.max() >= self.engine.tokenizer.vocab_size or not np.isfinite(parts["scales"]).all():
+                raise ValueError("tokens or keys out of range")
+            _check_places(starts, ends, text, offset, marks)
+            self._sound.add(_name(number))
         block = Block(first, ids, starts + offset, ends + offset, text, offset, marks)
         return block, Keys(torch.from_numpy(parts["codes"]), torch.from_numpy(parts["scales"]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copy to ``path``, which is only ever seen whole. Raises BookError where it cannot be written."""
-        with written_aside(path, BookError) as part, part.open("wb") as target:
+        with written_aside(path, BookError) as part, part.open("wb") as target, self._lock:
             self.file.seek(0)
             shutil.copyfileobj(self.file, target, 1 << 20)
 
@@ -234,6 +246,20 @@ class StoredSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_places(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], text: str, offset: int, marks: tuple[Mark, ...]
+) -> None:
+    """Raise ValueError where a block's tokens do not lie in its text, in order, or its marks are none."""
+    if starts[0] < 0 or ends[-1] > len(text) or (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
+        raise ValueError("tokens lie outside the text")
+    if (starts > ends).any():
+        raise ValueError("a token ends before it starts")
+    if type(offset) is not int or offset < 0 or not all(_is_mark(mark) for mark in marks):
+        raise ValueError("an offset or mark is none")
+    if not marks or marks[0].start > offset or sorted(marks, key=_start) != list(marks):
+        raise ValueError("the marks of pages are out of order")
 
 
 def _start(mark: Mark) -> int:
