@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -61,6 +62,30 @@ def test_answer_and_evidence_are_slices_of_the_book(engine, book_path, book_text
     assert scores == sorted(scores, reverse=True)
     assert answer.book.characters == len(book_text)
     assert answer.book.tokens == len(engine.tokenizer.encode(book_text).ids)
+
+
+def test_products_in_bf16_read_the_same_windows_nearly_alike(engine, saved, monkeypatch):
+    questions = [QUESTION, "Who planted trees?", "What is near Zürich?"]
+    with mamba_ssm.load_book(saved, engine) as book:
+        answers = []
+        for able in (False, True):
+            monkeypatch.setattr("mamba_ssm.book.engine.has_bf16_products", lambda able=able: able)
+            answers.append(book.ask_all(questions))
+    for exact, rounded in zip(*answers, strict=True):
+        assert exact.confidence == pytest.approx(rounded.confidence, abs=0.02)
+        scores = [{p.start: p.score for p in each.evidence} for each in (exact, rounded)]
+        assert scores[0] != scores[1]
+        shared = scores[0].keys() & scores[1].keys()
+        assert len(shared) >= 6
+        assert [scores[0][at] for at in shared] == pytest.approx([scores[1][at] for at in shared], abs=0.1)
+
+
+def test_threads_that_ask_one_saved_book_get_what_one_gets(engine, saved):
+    questions = [f"Who planted {n} trees in chapter {n % 7}?" for n in range(8)]
+    with mamba_ssm.load_book(saved, engine) as book:
+        alone = [said(book.ask(question)) for question in questions]
+    with mamba_ssm.load_book(saved, engine) as book, ThreadPoolExecutor(4) as threads:
+        assert [said(answer) for answer in threads.map(book.ask, questions)] == alone
 
 
 def test_search_agrees_with_scoring_every_window(engine, book_path, book_text):

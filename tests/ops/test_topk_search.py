@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mamba_ssm.ops import backend
-from mamba_ssm.ops.topk_search import window_scores, window_scores_above
+from mamba_ssm.ops.topk_search import half_window_maxima, window_scores, window_scores_above
 
 B, M, R, STRIDE = 2, 3, 8, 4
 
@@ -60,6 +60,27 @@ def test_no_match_counts_less_than_the_floor(backend_name: str) -> None:
             expected = math.fsum(weights[b, j].item() * matches[j] for j in range(M))
             assert scores[b, w].item() == pytest.approx(expected, abs=1e-5)
             assert gains[b, w].item() == pytest.approx(expected - plain[b, w].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [torch.float16, torch.float32])
+def test_int8_keys_are_their_values(backend_name: str, scale: torch.dtype) -> None:
+    vectors, weights, _ = make(0, own=False)
+    codes = torch.randint(-127, 128, (7 * STRIDE, R), dtype=torch.int8)
+    scales = (torch.rand(len(codes)) / 127).to(scale)
+    values = codes.double() * scales.double()[:, None]
+    before, floor = torch.randn(B, M), torch.randn(B, M, 8)
+    exact = [each.double() for each in (vectors, weights)]
+    wanted = window_scores(*exact, values, STRIDE, before.double())
+    got = window_scores(vectors, weights, codes, STRIDE, before, scales)
+    torch.testing.assert_close(got, wanted, check_dtype=False)
+    above = window_scores_above(*exact, values, STRIDE, floor.double(), before.double())
+    got_above = window_scores_above(vectors, weights, codes, STRIDE, floor, before, scales)
+    torch.testing.assert_close(got_above, above, check_dtype=False, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        half_window_maxima(vectors, codes, STRIDE, scales),
+        half_window_maxima(exact[0], values, STRIDE),
+        check_dtype=False,
+    )
 
 
 def test_gradients_come_from_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
