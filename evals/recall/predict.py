@@ -74,18 +74,22 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> 
     answers = []
     for row, (places, probabilities) in enumerate(zip(columns, spans.probability.tolist(), strict=True)):
         pieces = cache(partial(_pieces, engine, found.ids[row]))
-        taken: dict[str, float] = {}
-        covered: set[int] = set()
+        probability_of: dict[str, float] = {}
+        tokens_of: dict[str, set[int]] = {}
         for (window, first, last), probability in zip(places, probabilities, strict=True):
             first, last = whole_words(pieces(window).__getitem__, found.ids.shape[2], first, last)
             text = engine.tokenizer.decode(found.ids[row, window, first : last + 1].tolist()).strip()
             start = int(found.read_from[row, window])
-            tokens = set(range(start + first, start + last + 1))
-            if text and text not in taken and not tokens & covered:
-                taken[text] = probability
-                covered |= tokens
-        best = max(taken.values(), default=0.0)
-        answers.append([text for text, probability in taken.items() if probability >= THRESHOLD * best])
+            probability_of[text] = probability_of.get(text, 0.0) + probability
+            tokens_of.setdefault(text, set()).update(range(start + first, start + last + 1))
+        taken: list[str] = []
+        covered: set[int] = set()
+        best = max(probability_of.values(), default=0.0)
+        for text in sorted(filter(None, probability_of), key=lambda text: -probability_of[text]):
+            if probability_of[text] >= THRESHOLD * best and not tokens_of[text] & covered:
+                taken.append(text)
+                covered |= tokens_of[text]
+        answers.append(taken)
     return answers
 
 
