@@ -41,7 +41,11 @@ def said(ids, span):
 def test_every_token_knows_the_last_heading_before_it():
     example = made("chapters", 0)
     haystack = Haystack(FILLER, example.pieces, 4000, 0)
-    ids, places = whole(haystack), np.arange(50, 4000, 97)
+    ids = whole(haystack)
+    inside = {
+        place for piece, (first, last) in haystack.sentences.items() if piece.heading for place in range(first, last)
+    }
+    places = np.array([place for place in range(50, 4000, 41) if place - 1 not in inside])
     titles, under = haystack.headings(places)
     for place, heading in zip(places.tolist(), (titles[i] for i in under), strict=True):
         before = re.findall(r"\n\n(Chapter \d+)", TOKENIZER.decode(ids[:place]))
@@ -65,11 +69,11 @@ def test_pieces_stand_where_they_are_said_to_and_change_nothing_else(task, seed,
     ids = whole(haystack)
     assert len(ids) == length
     assert haystack.sentences.keys() == set(example.pieces)
-    ends = "|".join([r"[.!?][\"')\]”]*", r"\n  x = 1", *(re.escape(piece.text) for piece in example.pieces)])
+    ends = "|".join([r"\w{3}[^\w]*[.!?][\"')\]”]*", *(re.escape(piece.text) for piece in example.pieces)])
     for piece, span in haystack.sentences.items():
         assert said(ids, span).strip() == piece.text
         before = TOKENIZER.decode(ids[: span[0]])
-        assert not before or re.search(f"({ends})$", before)
+        assert not before or said(ids, span).startswith("\n\n") or re.search(f"({ends})$", before)
         assert re.match(r"[ \n]|$", TOKENIZER.decode(ids[span[1] + 1 :]))
         if piece.answer:
             assert said(ids, haystack.answers[piece]).strip(" ().,:;") == piece.answer
@@ -119,7 +123,7 @@ def test_depths_are_kept():
     pieces = [Piece(f"The passkey of {i} is {i * 7919}.", i / 100, str(i * 7919)) for i in range(100)]
     haystack = Haystack(FILLER, pieces, 40_000, 5)
     assert [haystack.sentences[piece][0] / 40_000 for piece in pieces] == pytest.approx(
-        [piece.depth for piece in pieces], abs=0.002
+        [piece.depth for piece in pieces], abs=0.004
     )
 
 

@@ -22,11 +22,13 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 """RULER's noise (Hsieh et al. 2024, arXiv 2404.06654)."""
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
+_WORD_END = re.compile(r"[^\W\d_]{3}[^\w]*$")  # no "p. ", no "1. "
 
 
 @dataclass(frozen=True)
 class Filler:
-    """Tokens (T,) uint16; the first token of each paragraph (P,); where a sentence may be put in, before these (C,).
+    """Tokens (T,) uint16; the first token of each paragraph (P,); where a text may be put in, before these (C,): between
+    paragraphs, and between the sentences of one.
 
     The tokens of a paragraph begin with its empty line, and no token crosses a cut, so that paragraphs in any order,
     with sentences between, are tokenised as the whole text would be.
@@ -46,9 +48,13 @@ class Filler:
         space = np.array([text[:1] in (" ", "\n") and text != "" for text in texts])
         full = np.array([text != "" and not text[-1].isspace() for text in texts])
         end = np.array([bool(_SENTENCE_END.search(text)) for text in texts])
+        bare = np.array([not re.search(r"\w", text) for text in texts])
+        word = np.array([bool(_WORD_END.search(text)) for text in texts])
         before, here, after = tokens[:-2], tokens[1:-1], tokens[2:]
         starts = full[before] & (two_lines[here] | (only_line[here] & line[after]))
-        cuts = starts | (end[before] & space[here])
+        worded = word[before]
+        worded[1:] |= bare[before[1:]] & word[before[:-1]]
+        cuts = starts | (end[before] & worded & space[here])
         first = np.zeros(1, dtype=np.int64)
         return cls(
             tokens,

@@ -13,6 +13,8 @@ from mamba_ssm.training.recall.filler import Filler, Ints
 Span = tuple[int, int]
 """First and last token."""
 
+LEADS = " ", "\n\n"  # of a sentence of a paragraph, and of a paragraph
+
 
 class _Order:
     """The filler from a random paragraph on to its end; then, again and again, its paragraphs in random order."""
@@ -63,24 +65,28 @@ class Haystack:
         self.sentences: dict[Piece, Span] = {}
         self.answers: dict[Piece, Span] = {}
         ordered = sorted(set(pieces), key=lambda piece: (piece.depth, piece.text))
-        # A heading is a paragraph; what stands with headings goes to the end of one, so that all keep their order.
+        # A heading is a paragraph, and what stands with headings is one, too, so that all keep their order.
         breaks = filler.paragraphs if any(piece.heading for piece in ordered) else filler.cuts
-        lead = {True: "\n\n", False: " "}
-        encoded = [filler.tokenizer.encode(lead[piece.heading] + piece.text) for piece in ordered]
-        self._filler_tokens = length - sum(len(tokens.ids) for tokens in encoded)
-        if self._filler_tokens < 0:
+        ways = [[filler.tokenizer.encode(lead + piece.text) for lead in LEADS] for piece in ordered]
+        room = length - sum(max(len(tokens.ids) for tokens in both) for both in ways)
+        if room < 0:
             raise ValueError(f"{len(ordered)} pieces need more than {length} tokens")
-        places = np.array([int(piece.depth * self._filler_tokens) for piece in ordered], dtype=np.int64)
+        places = np.array([int(piece.depth * room) for piece in ordered], dtype=np.int64)
         sources = self._order.sources(places)
-        places -= sources - breaks[np.searchsorted(breaks, sources, side="right") - 1]
+        cuts = breaks[np.searchsorted(breaks, sources, side="right") - 1]
+        places -= sources - cuts
+        # Behind a heading, a list or code no sentence goes on.
+        alone = np.isin(cuts, filler.paragraphs).tolist()
+        encoded = [both[own] for both, own in zip(ways, alone, strict=True)]
+        self._filler_tokens = length - sum(len(tokens.ids) for tokens in encoded)
         self._laid = [(place, tokens.ids) for place, tokens in zip(places.tolist(), encoded, strict=True)]
         before = 0
-        for piece, place, tokens in zip(ordered, places.tolist(), encoded, strict=True):
+        for piece, place, tokens, own in zip(ordered, places.tolist(), encoded, alone, strict=True):
             first = place + before
             before += len(tokens.ids)
             self.sentences[piece] = first, place + before - 1
             if (characters := piece.answer_characters) is not None:
-                start, end = (character + len(lead[piece.heading]) for character in characters)
+                start, end = (character + len(LEADS[own]) for character in characters)
                 self.answers[piece] = (
                     first + int(np.searchsorted(tokens.ends, start, side="right")),
                     first + int(np.searchsorted(tokens.starts, end, side="left")) - 1,
