@@ -20,7 +20,7 @@ from mamba_ssm.training.recall.words import Words
 
 TOKENIZER = Tokenizer.from_folder(DEFAULT_MODEL)
 PARAGRAPHS = [
-    f"Paragraph {i} speaks of {i * 7} trees (and of rivers.) It has no end! “Does it?”" + "\n  x = 1" * (i % 3)
+    f"Paragraph {i} speaks of {i * 7} trees (and of rivers.) It has no end! “Does it live?”" + "\n  x = 1" * (i % 3)
     for i in range(60)
 ]
 FILLER = Filler.of_paragraphs(PARAGRAPHS, TOKENIZER)
@@ -42,10 +42,9 @@ def test_every_token_knows_the_last_heading_before_it():
     example = made("chapters", 0)
     haystack = Haystack(FILLER, example.pieces, 4000, 0)
     ids = whole(haystack)
-    inside = {
-        place for piece, (first, last) in haystack.sentences.items() if piece.heading for place in range(first, last)
-    }
-    places = np.array([place for place in range(50, 4000, 41) if place - 1 not in inside])
+    spans = [span for piece, span in haystack.sentences.items() if piece.heading]
+    inside = {place for first, last in spans for place in range(first, last + 1)}
+    places = np.array([place for place in range(50, 4000, 41) if place not in inside])
     titles, under = haystack.headings(places)
     for place, heading in zip(places.tolist(), (titles[i] for i in under), strict=True):
         before = re.findall(r"\n\n(Chapter \d+)", TOKENIZER.decode(ids[:place]))
@@ -69,11 +68,13 @@ def test_pieces_stand_where_they_are_said_to_and_change_nothing_else(task, seed,
     ids = whole(haystack)
     assert len(ids) == length
     assert haystack.sentences.keys() == set(example.pieces)
-    ends = "|".join([r"\w{3}[^\w]*[.!?][\"')\]”]*", *(re.escape(piece.text) for piece in example.pieces)])
+    ends = "|".join([r"\w{3}\W*[.!?][\"')\]”]*", *(re.escape(piece.text) for piece in example.pieces)])
+    if task == "chapters":  # at the end of a paragraph
+        ends += r"|\n  x = 1"
     for piece, span in haystack.sentences.items():
         assert said(ids, span).strip() == piece.text
         before = TOKENIZER.decode(ids[: span[0]])
-        assert not before or said(ids, span).startswith("\n\n") or re.search(f"({ends})$", before)
+        assert not before or re.search(f"({ends})$", before)
         assert re.match(r"[ \n]|$", TOKENIZER.decode(ids[span[1] + 1 :]))
         if piece.answer:
             assert said(ids, haystack.answers[piece]).strip(" ().,:;") == piece.answer

@@ -21,15 +21,16 @@ Ints = NDArray[np.int64]
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """RULER's noise (Hsieh et al. 2024, arXiv 2404.06654)."""
 
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
-_WORD_END = re.compile(r"[^\W\d_]{3}[^\w]*$")  # no "p. ", no "1. "
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*$")
+_WORD_END = re.compile(r"[^\W\d_]{3}\W*$")  # no "p. ", no "1. "
+_CLOSING = re.compile(r"[\"'”’)\]]+")
 
 
 @dataclass(frozen=True)
 class Filler:
-    """Tokens (T,) uint16; the first token of each paragraph (P,); where a text may be put in, before these (C,): between
-    paragraphs, and between the sentences of one.
+    """Tokens (T,) uint16; the first token of each paragraph (P,); where a sentence may be put in, before these (C,).
 
+    A cut is behind a sentence that ends inside of a paragraph; the first is -1, that there always is one.
     The tokens of a paragraph begin with its empty line, and no token crosses a cut, so that paragraphs in any order,
     with sentences between, are tokenised as the whole text would be.
     """
@@ -50,18 +51,17 @@ class Filler:
         end = np.array([bool(_SENTENCE_END.search(text)) for text in texts])
         bare = np.array([not re.search(r"\w", text) for text in texts])
         word = np.array([bool(_WORD_END.search(text)) for text in texts])
+        closing = np.array([bool(_CLOSING.fullmatch(text)) for text in texts])
         before, here, after = tokens[:-2], tokens[1:-1], tokens[2:]
         starts = full[before] & (two_lines[here] | (only_line[here] & line[after]))
-        worded = word[before]
-        worded[1:] |= bare[before[1:]] & word[before[:-1]]
-        cuts = starts | (end[before] & worded & space[here])
-        first = np.zeros(1, dtype=np.int64)
-        return cls(
-            tokens,
-            np.concatenate([first, np.flatnonzero(starts) + 1]),
-            np.concatenate([first, np.flatnonzero(cuts) + 1]),
-            tokenizer,
-        )
+        ends = end[tokens] & word[tokens]
+        ends[1:] |= end[tokens[1:]] & bare[tokens[1:]] & word[tokens[:-1]]
+        ends[1:] |= closing[tokens[1:]] & ends[:-1]
+        inside = ends[:-2] & space[here] & ~starts
+        paragraphs = np.concatenate([[0], np.flatnonzero(starts) + 1])
+        # Behind a heading or code on one line, none could tell where a sentence begins.
+        cuts = np.concatenate([[-1], np.flatnonzero(inside) + 1]) if inside.any() else paragraphs
+        return cls(tokens, paragraphs, cuts, tokenizer)
 
     @classmethod
     def of_paragraphs(cls, paragraphs: Sequence[str], tokenizer: Tokenizer) -> Filler:

@@ -13,8 +13,6 @@ from mamba_ssm.training.recall.filler import Filler, Ints
 Span = tuple[int, int]
 """First and last token."""
 
-LEADS = " ", "\n\n"  # of a sentence of a paragraph, and of a paragraph
-
 
 class _Order:
     """The filler from a random paragraph on to its end; then, again and again, its paragraphs in random order."""
@@ -65,32 +63,39 @@ class Haystack:
         self.sentences: dict[Piece, Span] = {}
         self.answers: dict[Piece, Span] = {}
         ordered = sorted(set(pieces), key=lambda piece: (piece.depth, piece.text))
-        # A heading is a paragraph, and what stands with headings is one, too, so that all keep their order.
-        breaks = filler.paragraphs if any(piece.heading for piece in ordered) else filler.cuts
-        ways = [[filler.tokenizer.encode(lead + piece.text) for lead in LEADS] for piece in ordered]
-        room = length - sum(max(len(tokens.ids) for tokens in both) for both in ways)
-        if room < 0:
-            raise ValueError(f"{len(ordered)} pieces need more than {length} tokens")
-        places = np.array([int(piece.depth * room) for piece in ordered], dtype=np.int64)
-        sources = self._order.sources(places)
-        cuts = breaks[np.searchsorted(breaks, sources, side="right") - 1]
-        places -= sources - cuts
-        # Behind a heading, a list or code no sentence goes on.
-        alone = np.isin(cuts, filler.paragraphs).tolist()
-        encoded = [both[own] for both, own in zip(ways, alone, strict=True)]
+        lead = {True: "\n\n", False: " "}
+        encoded = [filler.tokenizer.encode(lead[piece.heading] + piece.text) for piece in ordered]
         self._filler_tokens = length - sum(len(tokens.ids) for tokens in encoded)
+        if self._filler_tokens < 0:
+            raise ValueError(f"{len(ordered)} pieces need more than {length} tokens")
+        places = np.array([int(piece.depth * self._filler_tokens) for piece in ordered], dtype=np.int64)
+        # A heading is a paragraph; what stands with headings goes to the end of one, so that all keep their order.
+        self._move_to_cuts(places, filler.paragraphs if any(piece.heading for piece in ordered) else filler.cuts)
         self._laid = [(place, tokens.ids) for place, tokens in zip(places.tolist(), encoded, strict=True)]
         before = 0
-        for piece, place, tokens, own in zip(ordered, places.tolist(), encoded, alone, strict=True):
+        for piece, place, tokens in zip(ordered, places.tolist(), encoded, strict=True):
             first = place + before
             before += len(tokens.ids)
             self.sentences[piece] = first, place + before - 1
             if (characters := piece.answer_characters) is not None:
-                start, end = (character + len(LEADS[own]) for character in characters)
+                start, end = (character + len(lead[piece.heading]) for character in characters)
                 self.answers[piece] = (
                     first + int(np.searchsorted(tokens.ends, start, side="right")),
                     first + int(np.searchsorted(tokens.starts, end, side="left")) - 1,
                 )
+
+    def _move_to_cuts(self, places: Ints, cuts: Ints) -> None:
+        """Move places back to the nearest of the filler's cuts, or to the beginning."""
+        waiting = np.arange(len(places))
+        while len(waiting):
+            sources = self._order.sources(places[waiting])
+            start, cut = (
+                each[np.searchsorted(each, sources, side="right") - 1] for each in (self.filler.paragraphs, cuts)
+            )
+            places[waiting] -= sources - np.maximum(start, cut)
+            # Where its paragraph has none before it, look in the paragraph before, whichever that is here.
+            waiting = waiting[(cut < start) & (places[waiting] > 0)]
+            places[waiting] -= 1
 
     def gold(self, example: Example) -> list[Span]:
         """What must be found for an example: the answers in its gold pieces; the whole piece where it has none."""
