@@ -64,6 +64,15 @@ def test_answer_and_evidence_are_slices_of_the_book(engine, book_path, book_text
     assert answer.book.tokens == len(engine.tokenizer.encode(book_text).ids)
 
 
+def test_no_answer_goes_on_in_the_next_paragraph(engine, tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(f"Tree {i} near Zürich." for i in range(300)), "utf-8")
+    with mamba_ssm.read(path, engine, progress=False) as book:
+        answers = book.ask_all([f"Where is tree {i}?" for i in range(24)], max_new_tokens=24)
+    assert not any("\n\n" in answer.text for answer in answers)
+    assert any(len(answer.text) > 5 for answer in answers)
+
+
 def test_products_in_bf16_read_the_same_windows_nearly_alike(engine, saved, monkeypatch):
     questions = [QUESTION, "Who planted trees?", "What is near Zürich?"]
     with mamba_ssm.load_book(saved, engine) as book:

@@ -21,6 +21,7 @@ from mamba_ssm.text.normalise import normalise
 
 RERANKED = 4  # times top_k: windows that a model without ESI weights chooses from
 CANDIDATES = 20  # spans whose probabilities are added up where they say the same
+BREAK = "\n\n"  # no answer goes on in the next paragraph, unless there is no other
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,10 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
             continue
         first, last = windows[window].whole_words(first, last)
         text = windows[window].slice(first, last)[0]
-        said = normalise(text) or text
+        said = text if BREAK in text else normalise(text) or text
         places.setdefault(said, (window, first, last))
         confidence[said] = confidence.get(said, 0.0) + probability
-    best = max(confidence, key=lambda said: (bool(said), confidence[said]), default="")
+    best = max(confidence, key=lambda said: (bool(said), BREAK not in said, confidence[said]), default="")
     source, first, last = places.get(best, (-1, 0, 0))
     evidence = [windows[i].passage(ranking[i], (first, last) if i == source else None) for i in order]
     if source < 0:
