@@ -79,13 +79,15 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> 
         for (window, first, last), probability in zip(places, probabilities, strict=True):
             first, last = whole_words(pieces(window).__getitem__, found.ids.shape[2], first, last)
             text = engine.tokenizer.decode(found.ids[row, window, first : last + 1].tolist()).strip()
+            if not text:
+                continue
             start = int(found.read_from[row, window])
             probability_of[text] = probability_of.get(text, 0.0) + probability
             tokens_of.setdefault(text, set()).update(range(start + first, start + last + 1))
         taken: list[str] = []
         covered: set[int] = set()
         best = max(probability_of.values(), default=0.0)
-        for text in sorted(filter(None, probability_of), key=lambda text: -probability_of[text]):
+        for text in sorted(probability_of, key=lambda text: -probability_of[text]):
             if probability_of[text] >= THRESHOLD * best and not tokens_of[text] & covered:
                 taken.append(text)
                 covered |= tokens_of[text]

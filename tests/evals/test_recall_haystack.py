@@ -20,7 +20,7 @@ from mamba_ssm.training.recall.words import Words
 
 TOKENIZER = Tokenizer.from_folder(DEFAULT_MODEL)
 PARAGRAPHS = [
-    f"Paragraph {i} speaks of {i * 7} trees (and of rivers.) It has no end! “Does it live?”" + "\n  x = 1" * (i % 3)
+    f"Paragraph {i} speaks of {i * 7} trees (and of rivers.) It has no end! “Does it?”" + "\n  x = 1" * (i % 3)
     for i in range(60)
 ]
 FILLER = Filler.of_paragraphs(PARAGRAPHS, TOKENIZER)
@@ -41,10 +41,7 @@ def said(ids, span):
 def test_every_token_knows_the_last_heading_before_it():
     example = made("chapters", 0)
     haystack = Haystack(FILLER, example.pieces, 4000, 0)
-    ids = whole(haystack)
-    spans = [span for piece, span in haystack.sentences.items() if piece.heading]
-    inside = {place for first, last in spans for place in range(first, last + 1)}
-    places = np.array([place for place in range(50, 4000, 41) if place not in inside])
+    ids, places = whole(haystack), np.arange(50, 4000, 97)
     titles, under = haystack.headings(places)
     for place, heading in zip(places.tolist(), (titles[i] for i in under), strict=True):
         before = re.findall(r"\n\n(Chapter \d+)", TOKENIZER.decode(ids[:place]))
@@ -68,9 +65,9 @@ def test_pieces_stand_where_they_are_said_to_and_change_nothing_else(task, seed,
     ids = whole(haystack)
     assert len(ids) == length
     assert haystack.sentences.keys() == set(example.pieces)
-    ends = "|".join([r"\w{3}\W*[.!?][\"')\]”]*", *(re.escape(piece.text) for piece in example.pieces)])
-    if task == "chapters":  # at the end of a paragraph
-        ends += r"|\n  x = 1"
+    # What stands with headings comes at the end of a paragraph, whatever that is.
+    end = r"[.!?][\"')\]”]*|\n  x = 1" if task == "chapters" else r"\w{3}\W*[.!?][\"')\]”]*"
+    ends = "|".join([end, *(re.escape(piece.text) for piece in example.pieces)])
     for piece, span in haystack.sentences.items():
         assert said(ids, span).strip() == piece.text
         before = TOKENIZER.decode(ids[: span[0]])
@@ -124,7 +121,7 @@ def test_depths_are_kept():
     pieces = [Piece(f"The passkey of {i} is {i * 7919}.", i / 100, str(i * 7919)) for i in range(100)]
     haystack = Haystack(FILLER, pieces, 40_000, 5)
     assert [haystack.sentences[piece][0] / 40_000 for piece in pieces] == pytest.approx(
-        [piece.depth for piece in pieces], abs=0.004
+        [piece.depth for piece in pieces], abs=0.002
     )
 
 
