@@ -33,8 +33,9 @@ MAX_QUESTION = 512
 MAX_TITLE = 64  # tokens of a title that are matched
 KEPT_TITLES = 4096  # whose keys take some megabytes
 KEYS_DEPEND_ON = ("n_enc", "d_search", "segment", "warmup", "window")  # of the sizes in ESIConfig
-SEGMENTS = {"cpu": 32}  # of a block: enough to keep the cores busy, few enough to need little memory
+SEGMENTS = {"cpu": 128}  # of a block: many, for a question goes through all of a saved book's; they need memory
 SEGMENTS_ELSEWHERE = 256
+SEGMENTS_AT_ONCE = {"cpu": 32}  # enough to keep the cores busy, few enough for their caches
 
 
 class Engine:
@@ -105,9 +106,12 @@ class Engine:
         """Keys of ids (n,), that follow ``before``, of the length of a warm-up. Keys after the last token are zero."""
         config = self.config
         row = self.tokens(np.concatenate([before, np.pad(ids, (0, -len(ids) % config.block))]))
-        keys = self.searcher.segment_keys(row.unfold(0, config.segment, config.block)).flatten(0, 1)
-        keys[len(ids) :] = 0.0
-        return Keys.of(keys[: half_windows(len(ids), config.stride)])
+        segments = row.unfold(0, config.segment, config.block)
+        at_once = SEGMENTS_AT_ONCE.get(self.device.type, len(segments))
+        parts = [Keys.of(self.searcher.segment_keys(part).flatten(0, 1)) for part in segments.split(at_once)]
+        keys = Keys(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
+        keys.codes[len(ids) :] = 0
+        return keys.map(lambda part: part[: half_windows(len(ids), config.stride)])
 
     @torch.inference_mode()
     def headings(self, titles: Sequence[str | None], under: NDArray[np.int64]) -> Headings | None:
