@@ -29,7 +29,7 @@ from mamba_ssm.training.teacher import UNUSED, Pieces, pieces_of_tokens
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
 PLANTED = 0.08
 LOWER_CASED = 0.15
-RECALL_BOOKS = 3000
+RECALL_BOOKS = 4000
 QUESTION_PIECES = 40
 
 

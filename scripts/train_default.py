@@ -108,7 +108,8 @@ def main() -> None:
         def teacher() -> teaching.Teacher:
             pieces = teaching.Pieces.load(args.data / "pieces.safetensors").to(device)
             weights = args.data / "teacher.safetensors"
-            return teaching.Teacher(dequantise(read_weights(weights), weights), pieces).to(device)
+            margin = model.searcher().config.margin
+            return teaching.Teacher(dequantise(read_weights(weights), weights), pieces, margin).to(device)
 
         def teach(mined: Mined) -> list[Taught]:
             """Of what is found first, the teacher learns itself."""

@@ -22,6 +22,7 @@ ID_DIGITS = 16
 INDEX = index.SUFFIX
 ROW = ".json"
 ROW_BYTES = 1 << 26
+SEGMENTS = 32  # of a block, at most: few, for of many books windows are read singly, each out of its block
 
 
 def read_into(
@@ -33,7 +34,8 @@ def read_into(
     """
     try:
         with (folder / f"{name}{ESI}").open("xb") as file:
-            write(FileSource(path, engine), engine, file, report)
+            size = min(engine.block_tokens, SEGMENTS * engine.config.block)
+            write(FileSource(path, engine, size), engine, file, report)
             file.flush()
             os.fsync(file.fileno())
         with open_stored(folder / f"{name}{ESI}", engine) as source:

@@ -52,9 +52,10 @@ def every(number: int) -> bool:
 
 
 class Source(Protocol):
-    """A book that gives its blocks, any number of times. ``info`` is known after the first time."""
+    """A book that gives its blocks, of ``size`` tokens, any number of times. ``info`` is known after the first time."""
 
     info: BookInfo | None
+    size: int
 
     def blocks(self, report: Report | None = None, wants: Wants = every) -> Iterator[tuple[Block, Keys]]:
         """The blocks with their keys."""
@@ -66,10 +67,11 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A book's own file. Nothing is kept of it."""
+    """A book's own file. Nothing is kept of it. ``size``: tokens of a block, by default the engine's."""
 
-    def __init__(self, path: str | os.PathLike[str], engine: Engine) -> None:
+    def __init__(self, path: str | os.PathLike[str], engine: Engine, size: int | None = None) -> None:
         self.path, self.engine = Path(path), engine
+        self.size = engine.block_tokens if size is None else size
         self.info: BookInfo | None = None
 
     def blocks(self, report: Report | None = None, wants: Wants = every) -> Iterator[tuple[Block, Keys]]:
@@ -89,7 +91,7 @@ class FileSource:
                 yield piece
 
         total, tokens, characters = None, 0, 0
-        for block in text_blocks(counted(read_pieces(self.path)), self.engine.tokenizer, self.engine.block_tokens):
+        for block in text_blocks(counted(read_pieces(self.path)), self.engine.tokenizer, self.size):
             if total is None and self.path.suffix.lower() in PLAIN:
                 total = self.path.stat().st_size
             yield block

@@ -70,7 +70,7 @@ def write(source: Source, engine: Engine, file: BinaryIO, report: Report | None 
         assert source.info is not None
         meta = {
             "fingerprint": engine.fingerprint,
-            "block_tokens": engine.block_tokens,
+            "block_tokens": source.size,
             "blocks": count,
             "book": asdict(source.info),
         }

@@ -79,8 +79,7 @@ def right_places(starts: Tensor, gold: Tensor, window: int, margin: int = 0) -> 
 
 def places_of(batch: ReadBatch, config: ESIConfig) -> tuple[Tensor, Tensor]:
     """The right places of a batch."""
-    margin = (batch.windows.shape[2] - config.window) // 2
-    return right_places(batch.starts, batch.gold, config.window, margin)
+    return right_places(batch.starts, batch.gold, config.window, config.margin)
 
 
 class ReadBatches:
@@ -88,10 +87,9 @@ class ReadBatches:
     seed and step.
 
     ``mined``: starts and scores (all questions, found) for each kind of book; ``taught``: what a teacher makes of these
-    windows; ``margin``: tokens that are read on both sides of one. The k are drawn without repetition, likelier where
-    they rank higher, so that the reader sees further down the list and does not trust the rank alone; where none of
-    them holds the answer, 'no answer here' is right. All questions come before one comes again; those that are left
-    over at the end of such an epoch wait.
+    windows. The k are drawn without repetition, likelier where they rank higher, so that the reader sees further down
+    the list and does not trust the rank alone; where none of them holds the answer, 'no answer here' is right. All
+    questions come before one comes again; those that are left over at the end of such an epoch wait.
     """
 
     def __init__(
@@ -104,10 +102,8 @@ class ReadBatches:
         seed: Sequence[int],
         device: torch.device | str,
         taught: Sequence[Taught] | None = None,
-        margin: int = 0,
     ) -> None:
         self.rows, self.k, self.config, self.seed, self.device, self.taught = rows, k, config, seed, device, taught
-        self.margin = margin
         self.ids, self.questions = (torch.from_numpy(array).to(device) for array in (examples.ids, examples.questions))
         self.gold = absolute_gold(examples).to(device)
         self.mined = [(starts.to(device), scores.to(device)) for starts, scores in mined]
@@ -116,7 +112,7 @@ class ReadBatches:
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> ReadBatch:
         """A process's share of a step's questions."""
-        window, margin, warmup = self.config.window, self.margin, self.config.warmup
+        window, margin, warmup = self.config.window, self.config.margin, self.config.warmup
         epoch, place = divmod(step, len(self.questions) // self.rows)
         numbers = self._order(epoch)[place * self.rows : (place + 1) * self.rows]
         rng = np.random.default_rng((*self.seed, 0, step))
@@ -155,39 +151,47 @@ class ReadBatches:
 def span_loss(model: MambaLMHeadModel, memory: Memory, batch: ReadBatch) -> Tensor:
     """Cross-entropy of the answers' first and last tokens among all retrieved tokens; a teacher's beside the right."""
     assert model.esi is not None
-    logits = model.esi.reader.span_logits(memory)
-    right = places_of(batch, model.searcher().config)
+    logits, config = model.esi.reader.span_logits(memory), model.searcher().config
+    right = places_of(batch, config)
     loss = any_of_loss(logits[0], right[0]) + any_of_loss(logits[1], right[1])
-    return loss if batch.taught is None else HARD * loss + taught_loss(logits, batch.taught)
+    return loss if batch.taught is None else HARD * loss + taught_loss(logits, batch.taught, config.margin)
 
 
-def taught_loss(logits: tuple[Tensor, Tensor], taught: Taught) -> Tensor:
+def taught_loss(logits: tuple[Tensor, Tensor], taught: Taught, margin: int) -> Tensor:
     """Cross-entropy with a teacher's distributions: over places, and over windows by the mean of their best logits.
 
-    Distillation after Hinton et al. 2015 (arXiv 1503.02531), at a temperature of 1. logits: two (Q, K * W + 1).
+    Distillation after Hinton et al. 2015 (arXiv 1503.02531), at a temperature of 1. logits: two (Q, K * W + 1), of
+    windows with ``margin`` tokens on both sides.
     """
     Q, K, W, _ = taught.logits.shape
     places = [
         _soft_cross_entropy(mine, torch.cat([his.flatten(1), nothing.expand(Q, 1)], 1))
         for mine, his, nothing in zip(logits, taught.logits.unbind(-1), taught.nothing, strict=True)
     ]
-    best = [mine[:, :-1].view(Q, K, W).amax(-1) for mine in logits]
-    return places[0] + places[1] + RANKS * _soft_cross_entropy((best[0] + best[1]) / 2, _order(taught))
+    mine = torch.stack([mine[:, :-1].view(Q, K, W) for mine in logits], -1)
+    return places[0] + places[1] + RANKS * _soft_cross_entropy(_order(mine, margin), _order(taught.logits, margin))
 
 
 def order_loss(model: MambaLMHeadModel, question: Question, batch: ReadBatch) -> Tensor:
     """Cross-entropy of the search's scores, of windows read as the search reads them, with a teacher's order."""
     assert batch.taught is not None
     searcher, (Q, K, _) = model.searcher(), batch.windows.shape
-    keys = searcher.segment_keys(torch.cat([batch.before, batch.windows], 2).flatten(0, 1)).unflatten(0, (Q, K))
+    margin = searcher.config.margin
+    windows = _without_margins(batch.windows, 2, margin)
+    keys = searcher.segment_keys(torch.cat([batch.before, windows], 2).flatten(0, 1)).unflatten(0, (Q, K))
     near = torch.einsum("qkwr,qmr->qkmw", keys, question.query.vectors).amax(-1)
     scores = torch.einsum("qkm,qm->qk", near, question.query.weights)
-    return _soft_cross_entropy(scores.masked_fill(batch.starts < 0, float("-inf")), _order(batch.taught))
+    scores = scores.masked_fill(batch.starts < 0, float("-inf"))
+    return _soft_cross_entropy(scores, _order(batch.taught.logits, margin))
 
 
-def _order(taught: Taught) -> Tensor:
-    """A teacher's logits of windows (Q, K): the mean of those of the best places to begin and to end in each."""
-    return taught.logits.amax(2).mean(-1)
+def _order(logits: Tensor, margin: int) -> Tensor:
+    """Of logits (Q, K, W, 2), those of windows (Q, K): the mean of the best places to begin and to end in each."""
+    return _without_margins(logits, 2, margin).amax(2).mean(-1)
+
+
+def _without_margins(tensor: Tensor, dim: int, margin: int) -> Tensor:
+    return tensor.narrow(dim, margin, tensor.shape[dim] - 2 * margin)
 
 
 def _soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:

@@ -96,10 +96,8 @@ class Stage(ABC, Generic[Batch]):
         plan, config = self.plan, self.model.searcher().config
         rows = min(max(1, plan.batch * READ // source.read), len(source.examples.questions))
         seed = (plan.seed, stage, number)
-        # A teacher knows windows alone.
-        margin = config.margin if source.taught is None else 0
         return ReadBatches(
-            source.examples, source.mined, rows, source.read, config, seed, self.lessons.device, source.taught, margin
+            source.examples, source.mined, rows, source.read, config, seed, self.lessons.device, source.taught
         )
 
 

@@ -3,8 +3,8 @@
 It reads its own WordPieces of a window; what it says is moved to our tokens, so that the reader can learn from it.
 Only training needs it, and the extra `evals`, for transformers.
 
-Shapes: Q questions, K windows, W tokens of a window, G gold spans, T tokens and P pieces of all texts, M pieces of a
-question, L pieces of a question and a window.
+Shapes: Q questions, K windows, W tokens of a window with its margins, G gold spans, T tokens and P pieces of all texts,
+M pieces of a question, L pieces of a question and a window.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mamba_ssm.training.reading import ReadBatch, Taught, right_places
 
 CLS, SEP, PAD = 101, 102, 0
 UNUSED = ("pooler.", "embeddings.position_ids")  # of a checkpoint's tensors
-MAX_QUESTION, LENGTH = 32, 112  # pieces of a question, and of all that is read at once: 99.9% of them are shorter
+MAX_QUESTION, LENGTH = 32, 136  # pieces of a question, and of all that is read at once: 99.9% of them are shorter
 SCORE_SHARE = 0.3  # of the search's score in a place's logits, at the start; as in our reader
 LABELLED = 128  # questions at a time
 
@@ -94,9 +94,10 @@ def minilm(weights: dict[str, Tensor]) -> Any:
 class Teacher(nn.Module):
     """Points at the first and the last of our tokens of an answer, as the reader does."""
 
-    def __init__(self, weights: dict[str, Tensor], pieces: Pieces) -> None:
-        """``weights``: a BERT's by transformers' names, of MiniLM's form."""
+    def __init__(self, weights: dict[str, Tensor], pieces: Pieces, margin: int) -> None:
+        """``weights``: a BERT's by transformers' names, of MiniLM's form; ``margin``: as in ESIConfig."""
         super().__init__()
+        self.margin = margin
         self.bert = minilm(weights)
         self.span = nn.Linear(self.bert.config.hidden_size, 2)
         self.score_weight = nn.Parameter(torch.full((2,), SCORE_SHARE))
@@ -108,9 +109,8 @@ class Teacher(nn.Module):
         pieces, (Q, K, W) = self.pieces, windows.shape
         asked = pieces.questions[numbers, :MAX_QUESTION]
         n_asked = (asked > 0).sum(1)[:, None, None]
-        tokens = (starts.clamp(min=0)[..., None] + torch.arange(W, device=starts.device)).clamp(
-            max=len(pieces.first) - 1
-        )
+        tokens = starts.clamp(min=0)[..., None] + torch.arange(-self.margin, W - self.margin, device=starts.device)
+        tokens = tokens.clamp(0, len(pieces.first) - 1)
         first, last = pieces.first[tokens], pieces.last[tokens]
         origin, n_read = first[..., :1], last[..., -1:] - first[..., :1] + 1
         # [CLS] question [SEP] window [SEP]
@@ -137,7 +137,8 @@ class Teacher(nn.Module):
         """Cross-entropy of the right places, as the reader's."""
         logits = self(batch.numbers, batch.windows, batch.starts, batch.scores).flatten(1, 2)
         logits = torch.cat([logits, self.nothing.expand(len(logits), 1, 2)], 1)
-        right = right_places(batch.starts, batch.gold, batch.windows.shape[2])
+        window = batch.windows.shape[2] - 2 * self.margin
+        right = right_places(batch.starts, batch.gold, window, self.margin)
         return {"teacher": any_of_loss(logits[..., 0], right[0]) + any_of_loss(logits[..., 1], right[1])}
 
     @torch.no_grad()
@@ -146,11 +147,12 @@ class Teacher(nn.Module):
         device = self.nothing.device
         ids, taught = torch.from_numpy(examples.ids).to(device), []
         for all_starts, all_scores in mined:
-            logits = torch.empty(*all_starts.shape, window, 2, dtype=torch.float16, device=device)
+            logits = torch.empty(*all_starts.shape, window + 2 * self.margin, 2, dtype=torch.float16, device=device)
             for numbers in torch.arange(len(all_starts)).split(LABELLED):
                 starts, scores = all_starts[numbers].to(device), all_scores[numbers].to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    found = self(numbers.to(device), window_ids(ids, starts, window), starts, scores)
+                    windows = window_ids(ids, starts, window, self.margin)
+                    found = self(numbers.to(device), windows, starts, scores)
                 logits[numbers.to(device)] = found.clamp(min=-6e4).half()
             taught.append(Taught(logits, self.nothing.detach().float()))
         return taught

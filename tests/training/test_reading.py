@@ -12,8 +12,9 @@ from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.reading import ReadBatches, Taught, order_loss, taught_loss
 from mamba_ssm.training.retrieval import search_book
 
-W, FOUND, K = 8, 6, 3
-CONFIG = ESIConfig(window=W)
+W, MARGIN, FOUND, K = 8, 2, 6, 3
+READ = W + 2 * MARGIN
+CONFIG = ESIConfig(window=W, margin=MARGIN)
 
 
 def a_text():
@@ -73,19 +74,20 @@ def test_the_answer_is_mostly_seen_and_sometimes_not(examples, mined):
     assert 0.85 < np.mean(seen) < 0.99
 
 
-def test_windows_are_the_text_at_their_starts_in_the_order_found(examples, mined):
+def test_windows_are_the_text_around_their_starts_in_the_order_found(examples, mined):
     batch = ReadBatches(examples, mined, 20, K, CONFIG, (0,), "cpu").at(0)
     assert (batch.scores[:, :-1] > batch.scores[:, 1:]).all()
     for starts, windows in zip(batch.starts.tolist(), batch.windows.tolist(), strict=True):
         for start, ids in zip(starts, windows, strict=True):
-            assert ids == examples.ids[start : start + W].tolist()
+            around = range(start - MARGIN, start + W + MARGIN)
+            assert ids == [examples.ids[i] if 0 <= i < len(examples.ids) else 0 for i in around]
     assert torch.equal(batch.answers[:, :2], batch.gold[:, 0] + 1)
     assert not batch.answers[:, 2:].any()
 
 
 def test_a_teacher_s_logits_are_those_of_the_windows_drawn(examples, mined):
     starts = mined[0][0]
-    logits = starts[:, :, None, None].half().expand(-1, -1, W, 2)
+    logits = starts[:, :, None, None].half().expand(-1, -1, READ, 2)
     batches = ReadBatches(examples, mined, 20, K, CONFIG, (0,), "cpu", [Taught(logits, torch.tensor([0.5, 1.5]))])
     batch = batches.at(0)
     assert torch.equal(batch.taught.logits[:, :, 0, 0], batch.starts.float())
@@ -94,7 +96,7 @@ def test_a_teacher_s_logits_are_those_of_the_windows_drawn(examples, mined):
 
 def test_agreeing_with_the_teacher_costs_least():
     torch.manual_seed(0)
-    taught = Taught(torch.randn(4, K, W, 2), torch.randn(2))
+    taught = Taught(torch.randn(4, K, READ, 2), torch.randn(2))
     # A window that was not found: the teacher's -6e4 and the reader's -inf.
     taught.logits[0, 2] = -6e4
     same = [
@@ -104,13 +106,13 @@ def test_agreeing_with_the_teacher_costs_least():
         for i in (0, 1)
     ]
     same = [logits.masked_fill(logits == -6e4, float("-inf")).requires_grad_() for logits in same]
-    loss = taught_loss((same[0], same[1]), taught)
+    loss = taught_loss((same[0], same[1]), taught, MARGIN)
     loss.backward()
     assert loss.isfinite()
     assert max(logits.grad.abs().max().item() for logits in same) < 1e-6
     for _ in range(5):
         other = [logits.detach() + 0.3 * torch.randn_like(logits) for logits in same]
-        assert taught_loss((other[0], other[1]), taught) > loss
+        assert taught_loss((other[0], other[1]), taught, MARGIN) > loss
 
 
 def test_a_teacher_s_order_is_learned_by_the_scores_of_the_search(tiny_model):
@@ -122,9 +124,10 @@ def test_a_teacher_s_order_is_learned_by_the_scores_of_the_search(tiny_model):
     starts = config.block * torch.arange(5).expand(3, -1)
     found, scores = search_book(model, torch.from_numpy(ids), torch.from_numpy(examples.questions), 29)
     scores = torch.stack([scores[i, (found[i, :, None] == starts[i]).int().argmax(0)] for i in range(3)])
-    taught = Taught(torch.randn(3, 5, config.window, 2), torch.zeros(2))
+    taught = Taught(torch.randn(3, 5, config.window + 2 * config.margin, 2), torch.zeros(2))
     batch = ReadBatches(examples, [(starts, scores)], 3, 5, config, (0,), "cpu", [taught]).at(0)
-    order = batch.taught.logits.amax(2).mean(-1).softmax(-1)
+    own = batch.taught.logits[:, :, config.margin : config.margin + config.window]
+    order = own.amax(2).mean(-1).softmax(-1)
     expected = -(order * batch.scores.log_softmax(-1)).sum(-1).mean()
     loss = order_loss(model, model.searcher().ask(batch.questions), batch)
     torch.testing.assert_close(loss, expected, atol=2e-2, rtol=0)

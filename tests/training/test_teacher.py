@@ -13,7 +13,8 @@ from mamba_ssm.training.examples import Examples
 from mamba_ssm.training.reading import ReadBatches
 from mamba_ssm.training.teacher import LENGTH, Pieces, Teacher, pieces_of_tokens, tune
 
-W = 8
+W, MARGIN = 8, 2
+READ = W + 2 * MARGIN
 
 
 @st.composite
@@ -49,7 +50,7 @@ def tiny_teacher(pieces: Pieces) -> Teacher:
     config = transformers.BertConfig(
         vocab_size=120, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32
     )
-    return Teacher(transformers.BertModel(config).state_dict(), pieces).eval()
+    return Teacher(transformers.BertModel(config).state_dict(), pieces, MARGIN).eval()
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def pieces(examples):
 @pytest.fixture
 def mined(examples):
     """Each question's own window, the one after it, and a place where nothing was found."""
-    starts = torch.from_numpy(examples.gold[:, 0, 0]).clamp(max=64 - 2 * W)
+    starts = torch.from_numpy(examples.gold[:, 0, 0]).clamp(MARGIN, 64 - 2 * W - MARGIN)
     starts = torch.stack([starts, starts + W, torch.full_like(starts, -1)], 1)
     scores = torch.tensor([[2.0, 1.0, float("-inf")]]).expand(len(starts), -1)
     return [(starts, scores)]
@@ -82,18 +83,27 @@ def mined(examples):
 
 def test_only_tokens_that_were_found_can_be_pointed_at(examples, pieces, mined):
     (taught,) = tiny_teacher(pieces).label(examples, mined, W)
-    assert taught.logits.shape == (16, 3, W, 2)
+    assert taught.logits.shape == (16, 3, READ, 2)
     assert (taught.logits[:, 2] == -6e4).all()
     assert (taught.logits[:, :2] > -1e3).all()
+
+
+def test_a_margin_that_reaches_out_of_the_text_cannot_be_pointed_at(examples, pieces):
+    starts = torch.tensor([[0, 64 - W]]).expand(16, -1)
+    (taught,) = tiny_teacher(pieces).label(examples, [(starts, torch.zeros(16, 2))], W)
+    outside = torch.zeros(2, READ, dtype=torch.bool)
+    outside[0, :MARGIN] = outside[1, -MARGIN:] = True
+    assert (taught.logits[:, outside] == -6e4).all()
+    assert (taught.logits[:, ~outside] > -1e3).all()
 
 
 def test_a_token_s_logit_is_that_of_its_piece(examples, pieces, mined):
     teacher = tiny_teacher(pieces)
     (taught,) = teacher.label(examples, mined, W)
     number, window, token = 3, 1, 5
-    start = int(mined[0][0][number, window])
-    ids = [101, int(examples.questions[number, 0]), 102, *examples.ids[start : start + W].tolist(), 102]
-    types = [0] * 3 + [1] * (W + 1)
+    start = int(mined[0][0][number, window]) - MARGIN
+    ids = [101, int(examples.questions[number, 0]), 102, *examples.ids[start : start + READ].tolist(), 102]
+    types = [0] * 3 + [1] * (READ + 1)
     with torch.no_grad():
         read = teacher.bert(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).last_hidden_state
         expected = teacher.span(read)[0, 3 + token] + teacher.score_weight * 1.0
@@ -104,7 +114,7 @@ def test_a_token_s_logit_is_that_of_its_piece(examples, pieces, mined):
 def test_it_learns_to_point(examples, pieces, mined):
     teacher = tiny_teacher(pieces)
     lines = []
-    batches = ReadBatches(examples, mined, 8, 2, ESIConfig(window=W), (0,), "cpu")
+    batches = ReadBatches(examples, mined, 8, 2, ESIConfig(window=W, margin=MARGIN), (0,), "cpu")
     tune(teacher, map(batches.at, itertools.count()), 60, 1e-2, lines.append)
     losses = [float(line.split("teacher ")[1].split()[0]) for line in lines]
     assert losses[-1] < 0.6 * losses[0]

@@ -23,7 +23,7 @@ IN_A_BOOK = {
     "multi_key": 3,
     "multi_value": 3,
     "multi_query": 3,
-    "alias": 8,
+    "alias": 12,
     "passkey": 1,
     "variables_so_far": 3,
 }

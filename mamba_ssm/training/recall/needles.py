@@ -10,6 +10,7 @@ from mamba_ssm.training.recall.example import Example, Piece
 from mamba_ssm.training.recall.words import Words
 
 NEEDLES = 4
+MOST_TOLD = 8  # statements about a name of the training's
 HOPS = 4
 CHAPTERS = 12
 
@@ -66,6 +67,24 @@ MORE_STATEMENTS = (
     "Those who know {key} give {value} for the {thing}.",
     "They call it {value}: the {thing} of {key}.",
     "Go to {key}, and by way of {thing} shout {value}!",
+    "Ask {key} for the {thing}, and you will be told {value}.",
+    "The answer to the {thing} of {key} is {value}, never anything else.",
+    "{key} has had the {thing} {value} for years.",
+    "With the {thing} of {key}, that is {value}, all doors open.",
+    "The {thing} of {key}? It is {value}.",
+    "To the guard {key} gives {value} as the {thing}.",
+    "Dial {value}, the {thing} of {key}, twice.",
+    "Those papers state: {thing} {value}, owner {key}.",
+    "The {thing} {value} was issued to {key} last spring.",
+    "You must answer {value} where the {thing} of {key} is wanted.",
+    "{value}, muttered {key}, is still my {thing}.",
+    "Press {value} for {key} (that is the {thing}).",
+    "As {thing}, {key} took {value}.",
+    "Old records name {value} as the {thing} of {key}.",
+    "A note to {key}: your {thing} is now {value}, as it was last year.",
+    "On the back it says {key}, {thing}, {value}, and nothing more.",
+    "In all of the letters the {thing} of {key} is spelt {value}.",
+    "No {thing} but {value} will do for {key}.",
 )
 TEST_STATEMENTS = (
     "One of the special magic {thing}s for {key} is: {value}.",
@@ -107,6 +126,11 @@ MORE_ADDITIONS = (
     "{key} may use the {thing} {value} as well.",
     "Besides, {key} answers to the {thing} {value}.",
     "And there is this {thing} of {key}: {value}.",
+    "Some of the {thing}s for {key} are old; this one is new: {value}.",
+    "You may also try {value}, a {thing} of {key}.",
+    "{key} was heard to use the {thing} {value}.",
+    "Of the many {thing}s of {key} we give {value} here.",
+    "The next of the {thing}s that belong to {key} reads {value}, as was said.",
 )
 TEST_ADDITIONS = TEST_STATEMENTS[:1]
 ALL_OF_ONE = (
@@ -265,12 +289,17 @@ def chapters(words: Words) -> Example:
     return _example("chapters", question[0].upper() + question[1:], pieces)
 
 
-def alias(words: Words) -> Example:
-    """A relation that is asked for in other words than it is stated in, among other relations of the same name."""
+def alias(words: Words, of: Sequence[relations.Relation] | None = None) -> Example:
+    """A relation that is asked for in other words than it is stated in, among other relations of the same name.
+
+    ``of``: the relations that are asked for; by default those of the split.
+    """
     rng, name = words.rng, words.name()
     told = relations.RELATIONS if words.split == "test" else relations.TRAIN
-    asked = rng.choice(relations.TEST if words.split == "test" else told)
-    others = rng.sample([other for other in told if other.about == asked.about and other != asked], NEEDLES - 1)
+    asked = rng.choice(of or (relations.TEST if words.split == "test" else told))
+    # The more is told of a name, the less its name alone finds the answer.
+    n = NEEDLES - 1 if words.split == "test" else rng.randrange(NEEDLES - 1, MOST_TOLD)
+    others = rng.sample([other for other in told if other.about == asked.about and other != asked], n)
     pieces = []
     for relation in (asked, *others):
         value = _value(words, relation.value)

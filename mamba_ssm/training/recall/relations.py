@@ -1,11 +1,14 @@
 """Relations that are stated in some words and asked for in others.
 
 ``{x}`` is what is spoken of, ``{v}`` the value. Beside the name, a statement and its question share no word of content.
+Those in relations.txt are the training's alone, those in relations_development.txt nobody's: for what is tried out. Of
+those here some are the test's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 VALUES = {
     "job": "baker barber blacksmith butcher carpenter clerk dentist farmer fisherman glazier judge lawyer mason miller "
@@ -22,6 +25,25 @@ VALUES = {
     "month": "January February March April May June July August September October November December",
     "illness": "asthma bronchitis cholera diphtheria gout jaundice malaria measles mumps pneumonia rickets scurvy "
     "tetanus typhus",
+    "sport": "archery badminton bowls boxing chess cricket croquet curling fencing golf hockey judo polo rowing rugby "
+    "skating skiing sumo tennis wrestling",
+    "language": "Arabic Basque Breton Czech Danish Dutch Finnish Gaelic German Greek Hebrew Hindi Irish Latin Maltese "
+    "Persian Polish Swahili Turkish Welsh",
+    "weekday": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    "tree": "acacia alder ash beech birch cedar cherry chestnut cypress elm hawthorn larch lime maple mulberry pine "
+    "poplar rowan spruce willow yew",
+    "drink": "absinthe ale brandy buttermilk champagne cider cocoa coffee gin lemonade mead milk punch rum sherry tea "
+    "vodka whisky wine",
+    "vehicle": "barge bicycle canoe carriage ferry glider hansom lorry motorcycle omnibus raft rickshaw scooter sledge "
+    "tandem taxi tractor train tram tricycle van",
+    "tool": "anvil axe chisel crowbar drill file hoe ladle mallet pickaxe pliers rake saw scythe shears shovel sickle "
+    "spade tongs trowel wrench",
+    "garment": "apron beret bonnet cape cardigan cloak corset gown jacket kilt kimono poncho robe scarf shawl skirt "
+    "sock turban veil waistcoat",
+    "gem": "agate amber amethyst beryl diamond emerald garnet jade jasper moonstone onyx opal pearl quartz ruby "
+    "sapphire topaz",
+    "subject": "algebra anatomy archaeology astronomy botany chemistry economics geography geology geometry grammar "
+    "history law logic medicine music philosophy physics rhetoric theology zoology",
 }
 """Words for values that are not made up."""
 
@@ -115,101 +137,25 @@ _TABLE = {
     """,
 }
 
-_MORE = {
-    "person": """
-        name | {x} was brought up by {v}. | Who raised {x}? | Whose foster child was {x}?
-        name | {x} shares a flat with {v}. | Who is the roommate of {x}? | With whom does {x} lodge?
-        name | {x} voted for {v}. | Which candidate did {x} support? | To whom did the ballot of {x} go?
-        name | {x} was accused by {v}. | Who denounced {x}? | Who laid the blame on {x}?
-        name | {x} was cured by {v}. | Which doctor healed {x}? | Who made {x} well again?
-        number | {x} scored {v} points. | What was the result of {x} in the match? | How well did {x} do in the game?
-        number | {x} walks {v} steps a day. | How far does {x} go on foot? | What distance does {x} cover?
-        year | {x} retired in {v}. | When did {x} stop working? | In which year did {x} give up the job?
-        colour | The eyes of {x} are {v}. | Which hue has the iris of {x}? | With what does {x} look at the world?
-        month | {x} was promoted in {v}. | When did {x} rise in rank? | When was the career of {x} advanced?
-        food | {x} cannot digest {v}. | To what is {x} allergic? | Which dish must {x} avoid?
-        animal | {x} was bitten by a {v}. | Which creature hurt {x}? | What beast attacked {x}?
-        job | {x} wanted to become a {v}. | What was the dream career of {x}? | Which trade did {x} hope for?
-    """,
-    "town": """
-        number | {x} lies {v} feet above the sea. | What is the altitude of {x}? | How high up is {x}?
-        year | The railway reached {x} in {v}. | Since when do trains call at {x}? | When did {x} get a station?
-        name | {x} was besieged by {v}. | Which general surrounded {x}? | Who laid an army around {x}?
-        name | The largest square of {x} is called {v}. | What is the main plaza of {x}? | Where do crowds meet in {x}?
-        name | The water of {x} comes from {v}. | Which spring supplies {x}? | On what source do the taps of {x} draw?
-        food | {x} is famous for its {v}. | What speciality is eaten in {x}? | Which delicacy do guests of {x} order?
-        instrument | Children in {x} learn the {v}. | What do schools of {x} teach to play? | What music is made in {x}?
-        number | {x} levies a tax of {v} crowns. | What do citizens of {x} pay? | How much does the state ask of {x}?
-        colour | All doors in {x} are {v}. | Which hue have the entrances of {x}? | How do the house fronts of {x} look?
-        name | {x} was freed by {v}. | Who liberated {x}? | Who ended the occupation of {x}?
-        month | Snow falls on {x} until {v}. | When does winter end in {x}? | How long does frost last at {x}?
-        name | The newspaper of {x} is called {v}. | What do people read in {x}? | Which daily appears in {x}?
-    """,
-    "company": """
-        name | {x} was advised by {v}. | Who counselled {x}? | Who was the consultant of {x}?
-        number | {x} made a profit of {v} crowns. | How much did {x} gain? | What were the earnings of {x}?
-        name | {x} moved its factory to {v}. | Where does {x} produce now? | What is the new site of the plant of {x}?
-        year | {x} was listed in {v}. | Since when are shares of {x} traded? | When did {x} go public?
-        name | The accounts of {x} are audited by {v}. | Who checks the books of {x}? | Which inspector visits {x}?
-        colour | The logo of {x} is {v}. | What does the emblem of {x} look like? | Which hue has the sign of {x}?
-        month | {x} pays its dividend in {v}. | When do shareholders of {x} get money? | When is gain of {x} handed out?
-        number | {x} was fined {v} crowns. | What penalty did {x} get? | How much did the court take from {x}?
-        name | {x} is insured with {v}. | Who covers the risks of {x}? | Which underwriter has {x}?
-        animal | The mascot of {x} is a {v}. | Which creature advertises {x}? | What beast stands for {x}?
-        name | {x} sponsors {v}. | Which team does {x} support? | Who gets money for sport from {x}?
-    """,
-    "ship": """
-        name | The {x} was named after {v}. | In whose honour was the {x} christened? | Whose memory does the {x} keep?
-        number | The {x} could do {v} knots. | What was the top speed of the {x}? | How fast was the {x}?
-        name | The {x} ran aground at {v}. | On which reef was the {x} stranded? | Where did the {x} hit the bottom?
-        year | The {x} was scrapped in {v}. | When was the {x} broken up? | What was the last year of the {x}?
-        month | The {x} leaves port in {v}. | When does the {x} set sail? | When is the departure of the {x}?
-        name | The cook of the {x} was {v}. | Who prepared meals on the {x}? | Who worked in the galley of the {x}?
-        material | The hull of the {x} is of {v}. | What is the body of the {x} made from? | Which stuff floats the {x}?
-        name | The {x} was sighted off {v}. | Where did a lookout spot the {x}? | Near which coast was the {x} seen?
-        number | The {x} took {v} passengers. | How many travellers had the {x}? | For how many people had the {x} room?
-        animal | The {x} had a live {v} below deck. | Which creature travelled in the {x}? | What beast was in the {x}?
-        illness | An outbreak of {v} struck the {x}. | What disease raged in the {x}? | Why was the {x} in quarantine?
-    """,
-    "book": """
-        name | {x} was printed by {v}. | Which press produced {x}? | Who set the type of {x}?
-        name | {x} was illustrated by {v}. | Who drew the pictures in {x}? | Which artist worked on {x}?
-        name | {x} was reviewed by {v}. | Which critic judged {x}? | Who gave an opinion of {x}?
-        number | {x} costs {v} crowns. | For how much is {x} sold? | What must a buyer pay for {x}?
-        name | The villain of {x} is called {v}. | Who is the evil figure in {x}? | Whom does the reader of {x} hate?
-        year | {x} was filmed in {v}. | When did {x} come to the cinema? | Which year saw {x} on the screen?
-        name | {x} won the {v} prize. | Which award went to {x}? | With what was {x} honoured?
-        number | The library keeps {x} under {v}. | What is the shelf mark of {x}? | Where on the racks is {x}?
-        animal | {x} is told by a talking {v}. | Which creature is the narrator of {x}? | What beast speaks in {x}?
-        name | A copy of {x} was found in {v}. | Where did {x} turn up? | In which place was {x} discovered?
-        month | {x} is read aloud every {v}. | When is there a recital of {x}? | When do listeners hear {x}?
-    """,
-    "machine": """
-        number | {x} needs {v} litres a day. | What does {x} consume? | How much fuel goes into {x}?
-        name | {x} was tested by {v}. | Who tried {x} out? | Which engineer examined {x}?
-        name | {x} was sold to {v}. | Who bought {x}? | Who is the new owner of {x}?
-        number | {x} makes {v} bolts an hour. | What is the output of {x}? | How productive is {x}?
-        name | {x} is operated by {v}. | Who runs {x}? | In whose hands is {x} at work?
-        year | {x} was installed in {v}. | Since when does {x} stand here? | When was {x} put in place?
-        colour | The casing of {x} is {v}. | How does {x} look from outside? | Which hue has the shell of {x}?
-        name | The manual of {x} was written by {v}. | Who is the author of the guide to {x}? | Who explained {x}?
-        animal | {x} was jammed by a {v}. | Which creature blocked {x}? | What got into the gears of {x}?
-        material | {x} has wheels of {v}. | What do the rollers of {x} consist of? | On which substance does {x} move?
-        name | {x} was shipped from {v}. | Where did {x} come from? | What was the place of origin of {x}?
-        month | The guarantee of {x} ends in {v}. | Until when can {x} be returned? | When is the warranty of {x} over?
-    """,
-}
+
+def _relation(about: str, line: str) -> Relation:
+    value, statement, *questions = line.strip().split(" | ")
+    return Relation(about, value, statement, tuple(questions))
 
 
-def _relations(table: dict[str, str]) -> tuple[Relation, ...]:
-    return tuple(
-        Relation(about, value, statement, tuple(questions))
-        for about, lines in table.items()
-        for value, statement, *questions in (line.strip().split(" | ") for line in lines.strip().splitlines())
-    )
+def _listed(file: str) -> list[Relation]:
+    """The relations of a file: one a line, below the kind of thing they are about, in brackets."""
+    relations, about = [], ""
+    for line in Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            about = line.strip("[]")
+        else:
+            relations.append(_relation(about, line))
+    return relations
 
 
-RELATIONS = _relations(_TABLE)
-TEST = tuple(relation for place, relation in enumerate(RELATIONS) if place % 4 == 2)
+RELATIONS = tuple(_relation(about, line) for about, lines in _TABLE.items() for line in lines.strip().splitlines())
+TEST = RELATIONS[2::4]
 """Every fourth; training never sees how these are asked for, nor how they are stated."""
-TRAIN = tuple(relation for relation in RELATIONS if relation not in TEST) + _relations(_MORE)
+TRAIN = (*(relation for relation in RELATIONS if relation not in TEST), *_listed("relations.txt"))
+DEVELOPMENT = tuple(_listed("relations_development.txt"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from mamba_ssm.training.recall import needles, stories
+from mamba_ssm.training.recall import needles, relations, stories
 from mamba_ssm.training.recall.example import Example
 from mamba_ssm.training.recall.words import Words
 
@@ -19,6 +19,7 @@ TASKS: dict[str, Callable[[Words], Example]] = {
     "variables": needles.variables,
     "chapters": needles.chapters,
     "alias": needles.alias,
+    "alias_development": partial(needles.alias, of=relations.DEVELOPMENT),
     "passkey": needles.passkey,
     "qa1": stories.qa1,
     "qa2": stories.qa2,
