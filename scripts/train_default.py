@@ -3,7 +3,8 @@
     python scripts/prepare_data.py && python scripts/train_default.py --out data/run
     python scripts/pack_model.py data/run/model mamba_ssm/weights/default
 
-A quarter of an hour on an H200. With --small, less of everything and no teacher: a worse model, for a machine without a GPU.
+A quarter of an hour on an H200. With --small, less of everything and no teacher: a worse model, for a machine without a
+GPU.
 The data with their licences and the results are in mamba_ssm/weights/default/README.md.
 """
 
