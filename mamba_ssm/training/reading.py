@@ -177,7 +177,7 @@ def order_loss(model: MambaLMHeadModel, question: Question, batch: ReadBatch) ->
     assert batch.taught is not None
     searcher, (Q, K, _) = model.searcher(), batch.windows.shape
     margin = searcher.config.margin
-    windows = _without_margins(batch.windows, 2, margin)
+    windows = _without_margins(batch.windows, margin)
     keys = searcher.segment_keys(torch.cat([batch.before, windows], 2).flatten(0, 1)).unflatten(0, (Q, K))
     near = torch.einsum("qkwr,qmr->qkmw", keys, question.query.vectors).amax(-1)
     scores = torch.einsum("qkm,qm->qk", near, question.query.weights)
@@ -187,11 +187,12 @@ def order_loss(model: MambaLMHeadModel, question: Question, batch: ReadBatch) ->
 
 def _order(logits: Tensor, margin: int) -> Tensor:
     """Of logits (Q, K, W, 2), those of windows (Q, K): the mean of the best places to begin and to end in each."""
-    return _without_margins(logits, 2, margin).amax(2).mean(-1)
+    return _without_margins(logits, margin).amax(2).mean(-1)
 
 
-def _without_margins(tensor: Tensor, dim: int, margin: int) -> Tensor:
-    return tensor.narrow(dim, margin, tensor.shape[dim] - 2 * margin)
+def _without_margins(tokens: Tensor, margin: int) -> Tensor:
+    """Of (Q, K, W, ...), what belongs to the windows themselves."""
+    return tokens.narrow(2, margin, tokens.shape[2] - 2 * margin)
 
 
 def _soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def test_a_teacher_s_order_is_learned_by_the_scores_of_the_search(tiny_model):
     starts = config.block * torch.arange(5).expand(3, -1)
     found, scores = search_book(model, torch.from_numpy(ids), torch.from_numpy(examples.questions), 29)
     scores = torch.stack([scores[i, (found[i, :, None] == starts[i]).int().argmax(0)] for i in range(3)])
-    taught = Taught(torch.randn(3, 5, config.window + 2 * config.margin, 2), torch.zeros(2))
+    taught = Taught(torch.randn(3, 5, config.read_window, 2), torch.zeros(2))
     batch = ReadBatches(examples, [(starts, scores)], 3, 5, config, (0,), "cpu", [taught]).at(0)
     own = batch.taught.logits[:, :, config.margin : config.margin + config.window]
     order = own.amax(2).mean(-1).softmax(-1)
