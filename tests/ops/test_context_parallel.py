@@ -164,7 +164,9 @@ def test_what_is_sent_is_a_state_and_the_columns_of_the_convolution(run, length)
 def test_the_example_says_the_same_for_any_number_of_devices():
     def losses(processes):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        return subprocess.run([*command, EXAMPLE], capture_output=True, text=True, check=True, timeout=120).stdout
+        done = subprocess.run([*command, EXAMPLE], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert losses(2) == losses(1) != ""
 
