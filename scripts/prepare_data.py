@@ -6,6 +6,7 @@ python scripts/prepare_data.py --data data --out data/prepared
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.examples import build_examples
+from mamba_ssm.training.headings import heading_articles
 from mamba_ssm.training.planted import plant
 from mamba_ssm.training.recall.books import recall_books
 from mamba_ssm.training.recall.filler import Filler
@@ -42,6 +44,12 @@ def lower_some(article: Article, rng: random.Random) -> Article:
             yield replace(p, questions=asked)
 
     return replace(article, paragraphs=list(paragraphs()))
+
+
+def headed_articles(manual: Path) -> list[Article]:
+    """Of a file of sections that fetch_data.py left."""
+    with manual.open(encoding="utf-8") as lines:
+        return heading_articles(manual.stem, map(json.loads, lines))
 
 
 def teacher_pieces(articles: Sequence[Article], tokenizer: Tokenizer, minilm: tokenizers.Tokenizer) -> Pieces:
@@ -91,6 +99,11 @@ def main() -> None:
     minilm.no_padding()
     teacher_pieces(training, tokenizer, minilm).save(args.out / "pieces.safetensors")
     save_file(rounded(load_file(args.data / "minilm" / "model.safetensors")), args.out / "teacher.safetensors")
+    manuals = sorted((args.data / "sections").glob("*.jsonl"))
+    headed = [lower_some(article, rng) for manual in manuals for article in headed_articles(manual)]
+    headings = build_examples(headed, tokenizer)
+    headings.save(args.out / "headings.safetensors")
+    print(f"headings: {len(manuals)} manuals, {len(headings.ids)} tokens, {len(headings.questions)} headings")
     books = sorted((args.data / "text").glob("*.txt"))
     paragraphs = [paragraph.text for article in training for paragraph in article.paragraphs]
     fillers = [Filler.of_files(books, tokenizer, args.data / "recall"), Filler.of_paragraphs(paragraphs, tokenizer)]

@@ -79,11 +79,11 @@ def main() -> None:
     device = torch.device(args.device)
     half = {"device_type": device.type, "dtype": torch.bfloat16, "enabled": device.type == "cuda"}
     args.out.mkdir(parents=True, exist_ok=True)
-    training, development, recall_books = (
-        Examples.load(args.data / f"{name}.safetensors") for name in ("train", "dev", "recall")
+    training, development, recall_books, headings = (
+        Examples.load(args.data / f"{name}.safetensors") for name in ("train", "dev", "recall", "headings")
     )
     if args.small:
-        training, recall_books = training.first(SMALL_ARTICLES), recall_books.first(SMALL_ARTICLES)
+        training, recall_books, headings = (e.first(SMALL_ARTICLES) for e in (training, recall_books, headings))
     tokenizer = Tokenizer.from_folder(TOKENIZER)
     model = build(args.data).to(device)
 
@@ -142,7 +142,7 @@ def main() -> None:
             seed=args.seed,
         )
         taught = teach if args.teacher_steps else None
-        train_esi(model, training, plan, log, done=done, recall=recall_books, teach=taught, minings=args.minings)
+        train_esi(model, training, plan, log, None, done, recall_books, headings, taught, args.minings)
 
 
 if __name__ == "__main__":

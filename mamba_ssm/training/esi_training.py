@@ -40,21 +40,22 @@ def train_esi(
     report: Callable[[Tensor], None] | None = None,
     done: Callable[[str], None] = lambda stage: None,
     recall: Examples | None = None,
+    headings: Examples | None = None,
     teach: Callable[[Mined], Sequence[Taught]] | None = None,
     minings: int = 1,
 ) -> None:
     """Train a model that has ESI parameters, in place.
 
     ``done`` is told each stage that is over: "search", "reader", "language". ``recall``: books of the recall tasks, to
-    train on beside the examples. ``teach``: from windows that were found to what a teacher makes of them. The reader is
-    trained on what the search finds at ``minings`` times, evenly apart: the search goes on learning, and finds other
-    windows.
+    train on beside the examples. ``headings``: asked of the search alone. ``teach``: from windows that were found to
+    what a teacher makes of them. The reader is trained on what the search finds at ``minings`` times, evenly apart: the
+    search goes on learning, and finds other windows.
     """
     device = next(model.parameters()).device
     sources = [Source(examples)]
     if recall is not None:
         sources.append(Source(recall, RECALL_READ))
-    lessons = Lessons(sources, device=device)
+    lessons = Lessons(sources, headings=headings, device=device)
 
     def run(stage: Stage, steps: int, batches: Iterator) -> None:
         warmup = warmed(WARMUP, steps)

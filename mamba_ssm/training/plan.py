@@ -53,9 +53,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What there is to learn from: sources that take turns, and what is held out. ``name`` tells them from others."""
+    """What there is to learn from: sources that take turns, and what is held out. ``name`` tells them from others.
+
+    ``headings``: asked of the search alone.
+    """
 
     sources: Sequence[Source]
     held_out: Source | None = None
     name: str = ""
     device: torch.device | str = "cpu"
+    headings: Examples | None = None

@@ -23,7 +23,7 @@ from mamba_ssm.training.losses import any_of_loss
 class SearchBatch(NamedTuple):
     """Crops (A, T) of articles, questions (Q, M), and each question's crop (Q,) and gold spans in it (Q, G, 2).
 
-    Each of its spans is to be found; where a question has fewer, the rest are -1.
+    Each of its spans is to be found, of a long one any part; where a question has fewer, the rest are -1.
     """
 
     crops: Tensor
@@ -120,9 +120,11 @@ def search_loss(model: MambaLMHeadModel, batch: SearchBatch) -> Tensor:
 
 
 def right_windows(batch: SearchBatch, config: ESIConfig) -> Tensor:
-    """Which windows of its own crop hold which gold span of a question, (Q, G, W)."""
+    """Which windows of its own crop hold which gold span of a question, or lie inside of it, (Q, G, W)."""
     starts = torch.arange(0, batch.crops.shape[1] - config.stride, config.stride, device=batch.gold.device)
-    return gold_windows(batch.gold, starts, config.window)
+    first, last = batch.gold[..., 0, None], batch.gold[..., 1, None]
+    inside = (first >= 0) & (first <= starts) & (starts + config.window <= last + 1)
+    return inside | gold_windows(batch.gold, starts, config.window)
 
 
 @torch.no_grad()

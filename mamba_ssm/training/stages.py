@@ -7,7 +7,7 @@ on ``device``: where the model is for the one, on the CPU for the other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ from mamba_ssm.training.reading import (
 from mamba_ssm.training.retrieval import SearchBatch, SearchBatches, right_windows, search_loss, share
 
 RECALL_TURN = 4  # one step in so many is the recall tasks'
+HEADING = 1  # which of these steps the search learns from headings
 SEARCH_TURN = 4  # one step of the reader in so many goes on to train the search
 QUESTIONS = 256  # in a batch of the search
 WORD_DROPOUT = 0.1
@@ -83,14 +84,26 @@ class Stage(ABC, Generic[Batch]):
         before, place = divmod(step, RECALL_TURN)
         return (1, before) if place == RECALL_TURN - 1 else (0, step - before)
 
-    def _searching(self, stage: int) -> list[SearchBatches]:
+    def _searching(self, stage: int) -> Callable[[int, int, int], SearchBatch]:
+        """A batch of the search, by step, rank and ranks."""
         plan, lessons = self.plan, self.lessons
-        return [
+        asked = [source.examples for source in lessons.sources]
+        if lessons.headings is not None:
+            asked.append(lessons.headings)
+        batches = [
             SearchBatches(
-                source.examples, plan.crops, plan.crop, QUESTIONS, (plan.seed, stage, n), WORD_DROPOUT, lessons.device
+                examples, plan.crops, plan.crop, QUESTIONS, (plan.seed, stage, n), WORD_DROPOUT, lessons.device
             )
-            for n, source in enumerate(lessons.sources)
+            for n, examples in enumerate(asked)
         ]
+
+        def at(step: int, rank: int, ranks: int) -> SearchBatch:
+            source, number = self._turn(step)
+            if lessons.headings is not None and step % RECALL_TURN == HEADING:
+                source, number = -1, step // RECALL_TURN
+            return batches[source].at(number, rank, ranks)
+
+        return at
 
     def _reading(self, source: Source, stage: int, number: int) -> ReadBatches:
         plan, config = self.plan, self.model.searcher().config
@@ -110,11 +123,10 @@ class SearchStage(Stage[SearchBatch]):
         super().__init__(model, plan, lessons)
         self.rates = self._speaks | {"esi.reader": 0.0} | dict(plan.search_rates)
         self.tokens = plan.crops * plan.crop
-        self._batches = self._searching(SEARCH)
+        self._search = self._searching(SEARCH)
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> SearchBatch:
-        source, number = self._turn(step)
-        return self._batches[source].at(number, rank, ranks)
+        return self._search(step, rank, ranks)
 
     def held_out(self, rank: int, ranks: int) -> Iterator[SearchBatch]:
         plan, held_out = self.plan, self.lessons.held_out
@@ -152,9 +164,9 @@ class ReaderStage(Stage[Turn]):
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> Turn:
         source, number = self._turn(step)
-        # The search goes on learning, lest the encoder forget it; of both sources, in turn.
+        # The search goes on learning, lest the encoder forget it; of all sources, in turn.
         searches = step % SEARCH_TURN == (step // SEARCH_TURN) % SEARCH_TURN
-        search = self._search[source].at(number, rank, ranks) if searches else None
+        search = self._search(step, rank, ranks) if searches else None
         return Turn(self._read[source].at(number, rank, ranks), search)
 
     def held_out(self, rank: int, ranks: int) -> Iterator[Turn]:

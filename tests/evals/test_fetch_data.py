@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from fetch_data import Book, pages
+from fetch_data import Book, pages, sections
 from fetch_more_text import definitions
 
 
@@ -41,3 +41,11 @@ def test_a_dictionary_is_what_dictd_packed(tmp_path):
     (share / "words.dict.dz").write_bytes(gzip.compress(text.encode()))
     build(tmp_path / "root", tmp_path / "words.deb")
     assert definitions(tmp_path / "words.deb", Book("words", "1", "", "usr/share/words.dict.dz", "^$")) == text
+
+
+def test_a_page_is_cut_at_its_headings():
+    page = """<html><head><title>Engines</title></head><body><nav><h2>Contents</h2></nav><p>Before.</p>
+    <h1>The <em>great</em>
+    engine<a class="headerlink">¶</a></h1><p>One.</p><div><h2>Its oil</h2><pre>a  b
+c</pre></div><p>Two.</p><h2>Its end</h2></body></html>"""
+    assert sections(page) == [("The great engine", "One."), ("Its oil", "a  b\nc\n\nTwo."), ("Its end", "")]
