@@ -8,7 +8,7 @@ import torch
 
 from mamba_ssm.book import Engine
 from mamba_ssm.book.find import BEFORE, Finder, Found, Window
-from mamba_ssm.book.rank import BEFORE_SHARE, RARITY, rank
+from mamba_ssm.book.rank import BEFORE_SHARE, OVERLAP, RARITY, rank, spread
 from mamba_ssm.book.source import FileSource
 from mamba_ssm.esi.module import Question
 from mamba_ssm.esi.search import Query
@@ -145,3 +145,19 @@ def test_a_window_whose_heading_the_question_names_comes_first(text, named):
     gains = sorted([first.gain, second.gain])
     assert gains[0] == 0.0
     assert (gains[1] > 0) == named
+
+
+def test_a_window_is_worth_less_for_each_better_one_that_it_overlaps():
+    windows = [window(first, [1], [1]).window for first in (0, 32, 64, 200)]
+    marks = [9.0, 8.0, 8.5, 8.0 - 1.5 * OVERLAP]
+    ordered = spread(windows, marks)
+    # 32 overlaps 0 and 64, which do not overlap each other.
+    assert [number for number, _ in ordered] == [0, 2, 3, 1]
+    assert dict(ordered) == {0: 9.0, 2: 8.5, 3: 8.0 - 1.5 * OVERLAP, 1: 8.0 - 2 * OVERLAP}
+    assert [mark for _, mark in ordered] == sorted((mark for _, mark in ordered), reverse=True)
+
+
+def test_windows_of_two_books_repeat_nothing():
+    windows = [replace(window(32 * i, [1], [1]).window, book=book) for i, book in enumerate("abab")]
+    assert [number for number, _ in spread(windows, [4.0, 3.0, 2.0, 1.0])] == [0, 1, 2, 3]
+    assert spread([], []) == []

@@ -104,6 +104,7 @@ def judge(haystack: Haystack, example: Example, prediction: Prediction, window: 
         "said": prediction.answers,
         "right": said == right,
         "named": len(said & right) / len(right),
+        "string_match": sum(any(answer in text for text in said) for answer in right) / len(right),
         "depths": [round(first / haystack.length, 4) for first, _ in gold],
         "recall": {f"@{k}": found(k) for k in KS},
     }
@@ -135,6 +136,7 @@ def summary(done: Sequence[Trial], device: torch.device) -> dict[str, Any]:
         "trials": len(done),
         "accuracy": share([trial["right"] for trial in done]),
         "answers_named": mean([trial["named"] for trial in done]),
+        "string_match": mean([trial["string_match"] for trial in done]),
         "recall": {f"@{k}": mean([trial["recall"][f"@{k}"] for trial in done]) for k in KS},
         "tokens": tokens,
         "seconds": seconds,
@@ -164,6 +166,7 @@ def main() -> int:
     result = provenance(arguments, engine) | {
         "protocol": {
             "right": "the answers named are exactly the right ones, normalised as SQuAD's",
+            "string_match": "share of the right answers that stand in one that is named, which is how RULER counts",
             "recall": f"share of the gold spans in the first k of {KEPT} windows of {engine.config.window} tokens",
             "windows_read": engine.config.top_k,
             "asked_again": f"variables, with what was said, at most {HOPS} times",

@@ -11,7 +11,7 @@ import torch
 
 from mamba_ssm.book.engine import Engine
 from mamba_ssm.book.find import Passage
-from mamba_ssm.book.rank import Ranked
+from mamba_ssm.book.rank import Ranked, spread
 from mamba_ssm.book.source import BookInfo
 from mamba_ssm.errors import QuestionError
 from mamba_ssm.esi.module import Question
@@ -139,7 +139,6 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     memory = replace(memory, gains=gains)
     ranked = reader.ranking(memory, fits, torch.from_numpy(own).to(engine.device)[None])[0]
     ranking, told = ranked.tolist(), reader.tells(ranked)
-    order = sorted(range(len(windows)), key=lambda i: -ranking[i])
     spans, _ = reader.best_spans(memory.first(top_k), n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
     columns = (spans.window[0], spans.first[0], spans.last[0], spans.probability[0])
     places: dict[str, tuple[int, int, int]] = {}
@@ -154,7 +153,8 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
         confidence[said] = confidence.get(said, 0.0) + probability
     best = max(confidence, key=lambda said: (bool(said), BREAK not in said, confidence[said]), default="")
     source, first, last = places.get(best, (-1, 0, 0))
-    evidence = [windows[i].passage(ranking[i], (first, last) if i == source else None) for i in order]
+    ordered = spread(windows, ranking)
+    evidence = [windows[i].passage(mark, (first, last) if i == source else None) for i, mark in ordered]
     if source < 0:
         return Reply("", 0.0, evidence, told=told)
     sure = float(reader.confidence(torch.tensor(confidence[best])))

@@ -25,6 +25,7 @@ KEPT = 2  # times as many windows are found as are then read
 RARITY = 0.5  # power of a token's inverse frequency in the text
 BEFORE_SHARE = 0.7  # of a match before the window
 NAMED = 6.0  # added to what fits a window whose heading the question names
+OVERLAP = 2.0  # taken from a window's mark by each that overlaps it and comes before it: half of it is read already
 
 
 class Ranked(NamedTuple):
@@ -59,6 +60,23 @@ def rank(
     ranked = [Ranked(found[i].window, found[i].score, float(gains[i]), float(fits[i])) for i in best]
     # By fit alone, of windows unlike those that the reader learned on, it answers less.
     return sorted(ranked, key=lambda each: -(each.score + each.fit))
+
+
+def spread(windows: Sequence[Window], marks: Sequence[float]) -> list[tuple[int, float]]:
+    """The windows' numbers and marks, best first; a mark is lower by OVERLAP for each window before it that overlaps
+    its own."""
+    left, ordered = dict(enumerate(marks)), []
+    while left:
+        best = max(left, key=lambda i: left[i])
+        ordered.append((best, left.pop(best)))
+        for i in left:
+            left[i] -= OVERLAP * _overlap(windows[i], windows[best])
+    return ordered
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    earlier, later = sorted((one, other), key=lambda window: window.first)
+    return one.book == other.book and later.first < earlier.first + len(earlier.own_ids)
 
 
 def _words(text: str) -> list[str]:

@@ -94,6 +94,9 @@ def test_right_is_exactly_all_answers_and_recall_counts_whole_spans():
     assert both["right"]
     assert both["recall"] == {"@1": 0.5, "@8": 1.0, "@32": 1.0}  # 40 + 64 holds 103, and 441 to 503 would not
     assert trial(["red"], [41])["named"] == 0.5
+    assert trial(["red"], [41])["string_match"] == 0.5
+    assert trial(["red paint", "a dark blue"], [])["string_match"] == 1.0
+    assert trial(["red paint", "a dark blue"], [])["named"] == 0.0
     assert not trial(["red"], [41])["right"]
     assert not trial(["red", "blue", "green"], [])["right"]
     assert trial([], [101, 440 - 1])["recall"]["@32"] == 0.0
