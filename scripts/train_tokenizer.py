@@ -2,9 +2,6 @@
 
     python scripts/train_tokenizer.py [--dir data] [--out mamba_ssm/weights/default/tokenizer.json]
 
-Beside it goes training_data.json.gz, the fingerprints of all articles and books that training may read, for the test
-that nothing held out is among them.
-
 Text: SQuAD train without its development articles (contexts and questions), a third of it once more in lower case so
 that questions typed without capitals cost no more tokens, and a bounded sample of the free books. The same data gives
 the same file, byte for byte. BPE: Sennrich et al. 2016 (arXiv 1508.07909); on bytes: Radford et al. 2019 (GPT-2).
@@ -19,7 +16,6 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mamba_ssm.training.heldout import write_training_manifest
 from mamba_ssm.training.squad import Article, load_squad, training_articles
 
 VOCABULARY = 32768
@@ -60,8 +56,6 @@ def main() -> None:
     form["added_tokens"] = []
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(form, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    books = {name: (arguments.dir / "text" / f"{name}.txt").read_text(encoding="utf-8") for name in BOOKS}
-    write_training_manifest(arguments.out.with_name("training_data.json.gz"), articles, books)
     print(f"{arguments.out}: {tokenizer.get_vocab_size():,} tokens, {arguments.out.stat().st_size:,} bytes")
 
 
