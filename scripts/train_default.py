@@ -3,7 +3,7 @@
     python scripts/prepare_data.py && python scripts/train_default.py --out data/run
     python scripts/pack_model.py data/run/model mamba_ssm/weights/default
 
-A quarter of an hour on an H200. With --small, less of everything and no teacher: a worse model, for a machine without a
+Sixteen minutes on an H200. With --small, less of everything and no teacher: a worse model, for a machine without a
 GPU.
 The data with their licences and the results are in mamba_ssm/weights/default/README.md.
 """
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--search-steps", type=int, default=900)
     parser.add_argument("--teacher-steps", type=int, default=2000, help="0 for none")
-    parser.add_argument("--read-steps", type=int, default=10500)
+    parser.add_argument("--read-steps", type=int, default=14000)
     parser.add_argument("--minings", type=int, default=2, help="times that windows are found for the reader")
     parser.add_argument("--language-steps", type=int, default=1500)
     parser.add_argument("--articles", type=int, default=12, help="article crops in a batch of the search")
