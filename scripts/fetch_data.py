@@ -228,13 +228,13 @@ def fetch_wheel(wheel: Wheel, folder: Path, source: Path | None) -> None:
 
 def fetch_book(book: Book, folder: Path, source: Path | None, accept_changed: bool) -> dict:
     package = fetch_package(book, folder, source, accept_changed)
-    name = text_of(book)
-    with replacing(folder / name) as file:
+    text = text_of(book)
+    with replacing(folder / text) as file:
         for page in pages(package, book):
             file.write(plain_text(page).encode() + b"\n\n")
     write_sections(folder, book, package)
-    print(f"{name}: {(folder / name).stat().st_size:,} bytes, from version {version_of(package)}")
-    files = {name: sha256(folder / name) for name in (name, sections_of(book))}
+    print(f"{text}: {(folder / text).stat().st_size:,} bytes, from version {version_of(package)}")
+    files = {name: sha256(folder / name) for name in (text, sections_of(book))}
     return {"version": version_of(package), "sha256": sha256(package), "files": files}
 
 

@@ -136,10 +136,11 @@ def main() -> None:
         with replacing(out / f"{book.package}.txt") as file:
             for text in texts:
                 file.write(text.encode() + b"\n\n")
-        for headed in HEADED:
-            if headed.package == book.package:
-                write_sections(arguments.dir, headed, package)
         print(f"{out / book.package}.txt: {(out / f'{book.package}.txt').stat().st_size:,} bytes")
+    for book in HEADED:
+        write_sections(
+            arguments.dir, book, fetch_package(book, arguments.dir, arguments.source, arguments.accept_changed)
+        )
     articles = training_articles(load_squad(arguments.dir / "squad" / "train-v1.1.json"))
     listed = arguments.dir / "squad" / "articles.jsonl"
     with replacing(listed) as file:

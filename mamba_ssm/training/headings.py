@@ -1,6 +1,6 @@
 """Headings of manuals, asked as questions: what they head is to be found, in a text without them.
 
-They teach the search to tell what a passage is about, where SQuAD's questions ask for one fact in it.
+They ask the search what a passage is about, where SQuAD's questions ask for one fact in it.
 """
 
 from __future__ import annotations
