@@ -15,9 +15,9 @@ import random
 import sys
 from pathlib import Path
 
-from common import RESULTS, ROOT, options, provenance, show, write
-from squad import Span, bm25, recalls
-from textbooks import BREAK, Textbook, ask, first_inside
+from common import RESULTS, ROOT, options, provenance, write
+from squad import Span
+from textbooks import BREAK, Textbook, first_inside, measured
 
 from mamba_ssm.book import Engine
 from mamba_ssm.training.headings import without_number
@@ -69,15 +69,7 @@ def main() -> int:
     django = manual(without(DJANGO, FAQS), arguments.data, questions_alone=False)
     headings = some_of(django, arguments.n, arguments.seed)
     for name, books in (("frequent questions", faqs), ("headings", [headings])):
-        ranks = [rank for book in books for rank in ask(engine, book)]
-        peer = [rank for book in books for rank in bm25(*book)]
-        row = {"books": len(books), "questions": len(ranks)}
-        row |= {"recall": recalls(ranks, None), "bm25_recall": recalls(peer, None)}
-        result["books"][name] = row
-        print(f"{name}: {row['books']} books, {row['questions']} questions")
-        for who in ("recall", "bm25_recall"):
-            for k, value in row[who].items():
-                show(f"  {who}{k}", value)
+        result["books"][name] = measured(engine, name, books)
     write(arguments.out or RESULTS / "manuals.json", result)
     return 0
 

@@ -21,7 +21,7 @@ import gzip
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +156,24 @@ def ask(engine: Engine, book: Textbook) -> list[int | None]:
     return [book.hit(spans, gold) for spans, gold in zip(found, book.gold, strict=True)]
 
 
+def measured(engine: Engine, name: str, books: Sequence[Textbook]) -> dict[str, Any]:
+    """Recall in books of one kind, beside BM25's, which is also printed."""
+    ranks = [rank for book in books for rank in ask(engine, book)]
+    peer = [rank for book in books for rank in bm25(*book)]
+    row: dict[str, Any] = {
+        "books": len(books),
+        "questions": len(ranks),
+        "characters": sum(len(book.text) for book in books),
+        "recall": recalls(ranks, None),
+        "bm25_recall": recalls(peer, None),
+    }
+    print(f"{name}: {row['books']} books, {row['questions']} questions, {row['characters']:,} characters")
+    for who in ("recall", "bm25_recall"):
+        for k, value in row[who].items():
+            show(f"  {who}{k}", value)
+    return row
+
+
 def main() -> int:
     parser = options(__doc__ or "", n=0)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "held_out")
@@ -166,21 +184,8 @@ def main() -> int:
     result = provenance(arguments, engine) | {"books": {}}
     for name in arguments.books:
         books = opened(name, arguments.data)
-        ranks = [rank for book in books for rank in ask(engine, book)]
-        peer = [rank for book in books for rank in bm25(*book)]
-        row = {
-            "books": len(books),
-            "questions": len(ranks),
-            "characters": sum(len(book.text) for book in books),
-            "recall": recalls(ranks, None),
-            "bm25_recall": recalls(peer, None),
-        }
-        result["books"][name] = row
+        result["books"][name] = measured(engine, name, books)
         write(out, result)
-        print(f"{name}: {row['books']} books, {row['questions']} questions, {row['characters']:,} characters")
-        for who in ("recall", "bm25_recall"):
-            for k, value in row[who].items():
-                show(f"  {who}{k}", value)
     return 0
 
 
