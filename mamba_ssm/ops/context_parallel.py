@@ -26,6 +26,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# PyTorch itself imports this at some later time; what it defines then holds the default group as it is at that moment,
+# whose threads would thus outlive destroy_process_group and abort a process that ends before they have let go a tensor.
+import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable

@@ -56,6 +56,9 @@ def processes(config: LoopConfig, blocks: Sequence[str]) -> Iterator[Accelerator
         if config.tracker is not None and not accelerator.log_with:
             raise TrainingError(f"the tracker {config.tracker} is not installed: pip install {config.tracker}")
         yield accelerator
+        # FSDP2's device meshes keep gloo's threads alive, which abort the process if they let go a tensor while the
+        # interpreter ends. Here they can, for this waits without the lock that they need for it.
+        accelerator.wait_for_everyone()
         accelerator.end_training()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -171,6 +171,24 @@ def test_the_example_says_the_same_for_any_number_of_devices():
     assert losses(2) == losses(1) != ""
 
 
+THREADS = """
+import runpy, sys
+from pathlib import Path
+runpy.run_path(sys.argv[1])
+print(*(thread.read_text() for thread in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_no_thread_of_the_group_outlives_it():
+    """One that does may abort the process at its end."""
+    command = ["torch.distributed.run", "--standalone", "--no-python", sys.executable, "-c", THREADS, EXAMPLE]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "python" in done.stdout
+    assert "gloo" not in done.stdout
+
+
 def check_errors():
     ids = torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="the same rows"):
