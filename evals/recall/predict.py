@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,6 +20,7 @@ CANDIDATES = 64
 MAX_TOKENS = 40  # a UUID has up to 36
 THRESHOLD = 0.05  # of the most probable answer's probability, for the others of several
 BATCH = 16
+END_OF_SENTENCE = re.compile(r"[.!?;]\s|\n")
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,18 @@ def _predict(engine: Engine, questions: Sequence[str], several: bool, search: Se
         rows = slice(i, i + BATCH)
         part = Found(*(each[rows] for each in vars(found).values()))
         k = engine.config.n_ranked if several else engine.config.top_k
-        answers = _answers(engine, questions[rows], part, k)
+        answers = _answers(engine, questions[rows], part, k, several)
         for said, windows in zip(answers, part.starts.tolist(), strict=True):
             predictions.append(Prediction(said if several else said[:1], [start for start in windows if start >= 0]))
     return predictions
 
 
-def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> list[list[str]]:
-    """Of each question the likeliest distinct spans of the k best windows, down to the threshold. None overlap."""
+def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int, several: bool) -> list[list[str]]:
+    """Of each question the likeliest distinct spans of the k best windows, down to the threshold. None overlap.
+
+    Of ``several`` none goes on in another sentence: where answers lie side by side, one from the first to the last of
+    them is likely, too.
+    """
     assert engine.model.esi is not None
     memory = engine.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
     assert memory is not None
@@ -79,7 +85,7 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int) -> 
         for (window, first, last), probability in zip(places, probabilities, strict=True):
             first, last = whole_words(pieces(window).__getitem__, found.ids.shape[2], first, last)
             text = engine.tokenizer.decode(found.ids[row, window, first : last + 1].tolist()).strip()
-            if not text:
+            if not text or (several and END_OF_SENTENCE.search(text)):
                 continue
             start = int(found.read_from[row, window])
             probability_of[text] = probability_of.get(text, 0.0) + probability

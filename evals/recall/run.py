@@ -170,7 +170,7 @@ def main() -> int:
             "recall": f"share of the gold spans in the first k of {KEPT} windows of {engine.config.window} tokens",
             "windows_read": engine.config.top_k,
             "asked_again": f"variables, with what was said, at most {HOPS} times",
-            "several_answers": f"distinct spans of at least {THRESHOLD} of the best one's probability",
+            "several_answers": f"distinct spans in a sentence, of at least {THRESHOLD} of the best one's probability",
             "filler": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
             "intervals": "Wilson for accuracy; bootstrap over questions, 10,000 resamples, for the rest",
         },

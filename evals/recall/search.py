@@ -75,8 +75,8 @@ class ModelSearch:
         for row, ranked in enumerate(rows):
             for place, (window, score, gain, _) in enumerate(ranked):
                 starts[row, place], scores[row, place], gains[row, place] = window.first, score, gain
-                read_from[row, place] = window.first - window.own.start
-                ids[row, place] = torch.from_numpy(window.padded(config.read_window)[0])
+                read_from[row, place] = window.first - config.margin
+                ids[row, place] = torch.from_numpy(window.padded(config)[0])
         return Found(*(tensor.to(engine.device) for tensor in (starts, read_from, scores, ids, gains)))
 
     def _block(self, ids: NDArray[np.int32], first: int) -> Block:

@@ -131,7 +131,7 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     if not found:
         return Reply("", 0.0, [], told=False)
     reader, windows = engine.model.esi.reader, [each.window for each in found]
-    padded, own = map(np.stack, zip(*(window.padded(engine.config.read_window) for window in windows), strict=True))
+    padded, own = map(np.stack, zip(*(window.padded(engine.config) for window in windows), strict=True))
     ids = engine.tokens(padded)
     scores, gains, fits = torch.tensor([each[1:] for each in found], device=engine.device).T[:, None]
     memory = engine.read(question, ids[None], scores)
@@ -144,7 +144,9 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     places: dict[str, tuple[int, int, int]] = {}
     confidence: dict[str, float] = {}
     for window, first, last, probability in zip(*(column.tolist() for column in columns), strict=True):
-        if last >= len(windows[window].ids):
+        missing = windows[window].missing(engine.config)
+        first, last = first - missing, last - missing
+        if first < 0 or last >= len(windows[window].ids):
             continue
         first, last = windows[window].whole_words(first, last)
         text = windows[window].slice(first, last)[0]

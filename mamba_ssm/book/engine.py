@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -32,6 +33,8 @@ NEOX_VOCABULARY = (50277, 50280)
 MAX_QUESTION = 512
 MAX_TITLE = 64  # tokens of a title that are matched
 KEPT_TITLES = 4096  # whose keys take some megabytes
+# Read before a text: the reader learned on texts that lie one after another, and finds less where there is nothing.
+BEFORE = " and so it has been since then, as far as anyone in the whole town can tell today, to this day.\n\n"
 KEYS_DEPEND_ON = ("n_enc", "d_search", "segment", "warmup", "window")  # of the sizes in ESIConfig
 SEGMENTS = {"cpu": 128}  # of a block: many, for a question goes through all of a saved book's; they need memory
 SEGMENTS_ELSEWHERE = 256
@@ -97,9 +100,23 @@ class Engine:
 
     @torch.inference_mode()
     def read(self, question: Question, window_ids: Tensor, scores: Tensor) -> Memory | None:
-        """As a Searcher does; where a CPU is faster at it, the products are of numbers rounded to bf16."""
+        """As a Searcher does; where a CPU is faster at it, the products are of numbers rounded to bf16.
+
+        Where a window's first tokens are PAD, for its text begins there, the end of another text is read before it.
+        No answer lies in that.
+        """
+        first = window_ids[..., : self.config.margin]
+        missing = (first == PAD).cumprod(-1).bool()
+        whole = torch.cat([torch.where(missing, self._before, first), window_ids[..., self.config.margin :]], -1)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu" and has_bf16_products()):
-            return self.searcher.read(question, window_ids, scores)
+            memory = self.searcher.read(question, whole, scores)
+        return None if memory is None else replace(memory, ids=window_ids)
+
+    @cached_property
+    def _before(self) -> Tensor:
+        """(margin,)"""
+        backwards = self.tokenizer.encode(BEFORE).ids[::-1]
+        return self.tokens(np.resize(backwards, self.config.margin)[::-1].copy())
 
     @torch.inference_mode()
     def keys(self, ids: NDArray[np.int32], before: NDArray[np.int32]) -> Keys:

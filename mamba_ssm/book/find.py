@@ -112,11 +112,17 @@ class Window:
             first, last = min(first, span[0]), max(last, span[1])
         return Passage(*self.slice(first, last), self.page, self.section, score, self.label, self.book)
 
-    def padded(self, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """The ids, PAD after the last, and which of them are the window's own: two of (length,)."""
-        own = np.zeros(length, bool)
-        own[self.own] = True
-        return np.pad(self.ids, (0, length - len(self.ids)), constant_values=PAD), own
+    def padded(self, config: ESIConfig) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The ids, PAD where margins or the window's end are missing, and which are its own: two of (read_window,)."""
+        before = self.missing(config)
+        after = config.read_window - before - len(self.ids)
+        own = np.zeros(config.read_window, bool)
+        own[before + self.own.start : before + self.own.stop] = True
+        return np.pad(self.ids, (before, after), constant_values=PAD), own
+
+    def missing(self, config: ESIConfig) -> int:
+        """How many tokens of its first margin are not there, because the text begins with it."""
+        return config.margin - self.own.start
 
 
 class Found(NamedTuple):
