@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 import mamba_ssm
 from mamba_ssm.book import Engine, open_book
 from mamba_ssm.book.blocks import text_blocks
+from mamba_ssm.book.engine import BEFORE
 from mamba_ssm.book.find import Finder
 from mamba_ssm.book.source import FileSource
 from mamba_ssm.cli.output import show
 from mamba_ssm.errors import BookError, CheckpointError, QuestionError
+from mamba_ssm.esi.reader import PAD
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text import Piece
 
@@ -71,6 +73,22 @@ def test_no_answer_goes_on_in_the_next_paragraph(engine, tmp_path):
         answers = book.ask_all([f"Where is tree {i}?" for i in range(24)], max_new_tokens=24)
     assert not any("\n\n" in answer.text for answer in answers)
     assert any(len(answer.text) > 5 for answer in answers)
+
+
+def test_a_text_s_first_window_is_read_as_if_another_text_were_before_it(engine):
+    config, question = engine.config, engine.question(QUESTION)
+    ids = engine.tokens(np.arange(5, 5 + config.read_window))[None, None]
+    before = engine.tokens(np.array(engine.tokenizer.encode(BEFORE).ids[-10:]))
+    scores = torch.ones(1, 1)
+    first, other = ids.clone(), ids.clone()
+    first[..., :10], other[..., :10] = PAD, before
+    memory, whole = (engine.read(question, windows, scores) for windows in (first, other))
+    torch.testing.assert_close(memory.states, whole.states)
+    reader = engine.model.esi.reader
+    with torch.inference_mode():
+        spans = {name: reader.best_spans(each, n=9999)[0] for name, each in (("first", memory), ("other", whole))}
+    possible = {name: each.first[each.probability > 0].amin().item() for name, each in spans.items()}
+    assert possible == {"first": 10, "other": 0}
 
 
 def test_products_in_bf16_read_the_same_windows_nearly_alike(engine, saved, monkeypatch):

@@ -105,9 +105,11 @@ class Engine:
         Where a window's first tokens are PAD, for its text begins there, the end of another text is read before it.
         No answer lies in that.
         """
-        first = window_ids[..., : self.config.margin]
+        margin = self.config.margin
+        first = window_ids[..., :margin]
         missing = (first == PAD).cumprod(-1).bool()
-        whole = torch.cat([torch.where(missing, self._before, first), window_ids[..., self.config.margin :]], -1)
+        before = self._before[torch.arange(margin, device=self.device) - missing.sum(-1, keepdim=True)]
+        whole = torch.cat([torch.where(missing, before, first), window_ids[..., margin:]], -1)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu" and has_bf16_products()):
             memory = self.searcher.read(question, whole, scores)
         return None if memory is None else replace(memory, ids=window_ids)

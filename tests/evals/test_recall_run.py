@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,9 +51,10 @@ def test_the_model_s_windows_are_the_stream_s_whatever_the_blocks(tiny_model, le
     text = np.concatenate(list(haystack.blocks(64)))
     places = (each.flatten().tolist() for each in (found.starts, found.read_from))
     for start, begin, window in zip(*places, found.ids.flatten(0, 1).tolist(), strict=True):
-        assert begin == (max(start - margin, 0) if start >= 0 else -1)
-        read = text[begin : start + width - margin].tolist() if start >= 0 else []
-        assert window == [*read, *[0] * (width - len(read))]
+        assert begin == (start - margin if start >= 0 else -1)
+        read = text[max(begin, 0) : start + width - margin].tolist() if start >= 0 else []
+        missing = max(-begin, 0) if start >= 0 else 0
+        assert window == [*[0] * missing, *read, *[0] * (width - len(read) - missing)]
     monkeypatch.setattr("mamba_ssm.book.engine.SEGMENTS", {"cpu": 1})
     again = ModelSearch(engine, haystack)(questions, 32)
     assert (again.starts == found.starts).all()
@@ -80,6 +82,18 @@ def test_several_answers_are_distinct_and_asking_together_changes_nothing(defaul
     alone, together = (predict(default, [example.question] * n, True, search) for n in (1, 3))
     assert len(set(alone[0].answers)) == len(alone[0].answers)
     assert [prediction.answers for prediction in together] == [alone[0].answers] * 3
+
+
+def test_answers_in_a_text_s_first_words_and_side_by_side_are_named(default):
+    right = 0
+    for seed in range(5):
+        words = Words(random.Random(seed), "train")  # the others are for reports alone
+        example = TASKS["multi_value"](words)
+        pieces = [replace(piece, depth=depth) for piece, depth in zip(example.pieces, (0, 0, 0.7, 0.7), strict=True)]
+        haystack = Haystack(Filler.of_paragraphs(PARAGRAPHS, default.tokenizer), pieces, 2048, seed)
+        (prediction,) = predict(default, [example.question], True, ModelSearch(default, haystack))
+        right += set(prediction.answers) == set(example.answers)
+    assert right >= 4
 
 
 def test_right_is_exactly_all_answers_and_recall_counts_whole_spans():
