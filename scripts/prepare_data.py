@@ -28,14 +28,16 @@ from safetensors.torch import load_file, save_file
 from mamba_ssm.text.tokenizer import Tokenizer
 from mamba_ssm.training.examples import build_examples
 from mamba_ssm.training.headings import heading_articles
-from mamba_ssm.training.heldout import write_training_manifest
+from mamba_ssm.training.heldout import fingerprints, read_fingerprints, write_training_manifest
 from mamba_ssm.training.planted import plant
 from mamba_ssm.training.recall.books import recall_books
 from mamba_ssm.training.recall.filler import Filler
 from mamba_ssm.training.squad import Article, article_text, development_titles, load_squad, training_articles
 from mamba_ssm.training.teacher import UNUSED, Pieces, pieces_of_tokens
 
-TOKENIZER = Path(__file__).parent.parent / "mamba_ssm/weights/default"
+ROOT = Path(__file__).parent.parent
+TOKENIZER = ROOT / "mamba_ssm/weights/default"
+HELD_OUT = ROOT / "tests/training/heldout_fingerprints.json.gz"
 PLANTED = 0.08
 LOWER_CASED = 0.15
 RECALL_BOOKS = 4000
@@ -54,11 +56,14 @@ def lower_some(article: Article, rng: random.Random) -> Article:
 
 
 def headed_articles(data: Path, rng: random.Random) -> list[Article]:
-    """Of the sections of all manuals that may be trained on."""
+    """Of the sections of all manuals that may be trained on, but those with a paragraph that is held out, too."""
+    held_out = read_fingerprints(HELD_OUT)
     articles = []
     for book in sorted([*BOOKS, *HEADED], key=sections_of):
         with (data / sections_of(book)).open(encoding="utf-8") as lines:
-            articles += heading_articles(book.package, map(json.loads, lines))
+            sections = [(heading, text) for heading, text in map(json.loads, lines)]
+        kept = [each for each in sections if not fingerprints([], dict([each])).shared_with(held_out)]
+        articles += heading_articles(book.package, kept)
     return [lower_some(article, rng) for article in articles]
 
 
