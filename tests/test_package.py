@@ -47,6 +47,13 @@ def test_importing_loads_no_extras() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_loading_a_model_does_not_wait_for_pytorch_s_compiler() -> None:
+    load = "from mamba_ssm.book import Engine; Engine.load(device='cpu')"
+    code = f"import sys; {load}; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_public_name_is_there() -> None:
     for name in mamba_ssm.__all__:
         assert getattr(mamba_ssm, name) is not None

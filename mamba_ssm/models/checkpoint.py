@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mamba_ssm.errors import CheckpointError
 from mamba_ssm.models import adapter
@@ -19,6 +20,19 @@ from mamba_ssm.utils.hf import CONFIG_NAME, SAFE_WEIGHTS_NAME, load_config_hf, l
 
 if TYPE_CHECKING:
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+
+class _NoDraws(TorchFunctionMode):
+    """Draw no numbers for a model on the meta device: for that PyTorch imports its compiler, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        if func in (nn.init.normal_, nn.init.kaiming_uniform_):
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
 
 _HEAD, _EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
 
@@ -33,11 +47,13 @@ def load(
 ) -> MambaLMHeadModel:
     """See MambaLMHeadModel.from_pretrained. Nothing is allocated before config and weights are known to agree."""
     config = load_config(name)
-    model = model_cls(config, device="meta", dtype=dtype, **kwargs)
+    with _NoDraws():
+        model = model_cls(config, device="meta", dtype=dtype, **kwargs)
     weights = load_weights(name, model)
     if esi is not None:
         added = adapter.load(esi)
-        model = model_cls(replace(config, esi=added.esi), device="meta", dtype=dtype, **kwargs)
+        with _NoDraws():
+            model = model_cls(replace(config, esi=added.esi), device="meta", dtype=dtype, **kwargs)
         weights = added.onto(name, weights, model)
     wanted = model.state_dict()
     device = torch.get_default_device() if device is None else torch.device(device)

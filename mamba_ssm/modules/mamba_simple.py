@@ -120,8 +120,8 @@ class Mamba(nn.Module):
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, device=device, dtype=dtype)
         self._init_dt(dt_init, dt_scale, dt_min, dt_max, dt_init_floor)
         # S4D-real: A_n = -n (arXiv:2312.00752, section 3.6). Always in fp32, for exp() amplifies its error.
-        steps = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
-        self.A_log = nn.Parameter(steps.log().repeat(self.d_inner, 1))
+        steps = torch.arange(1, d_state + 1, dtype=torch.float32)
+        self.A_log = nn.Parameter(steps.log().to(device).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner, device=device))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, device=device, dtype=dtype)
         for parameter in (self.A_log, self.D):
@@ -132,13 +132,15 @@ class Mamba(nn.Module):
         """Start softplus(dt bias) log-uniform in [low, high] (arXiv:2312.00752, section 3.6)."""
         spread = scale * self.dt_rank**-0.5
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
+        bias._no_reinit = True  # type: ignore[attr-defined]
+        if weight.is_meta:  # which has no values, and where PyTorch imports its compiler to compute none, for a second
+            return
         if scheme == "constant":
             weight.fill_(spread)
         else:
             weight.uniform_(-spread, spread)
         dt = torch.empty_like(bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp().clamp(min=floor)
         bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-        bias._no_reinit = True  # type: ignore[attr-defined]
 
     def forward(
         self,
