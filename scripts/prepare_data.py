@@ -61,9 +61,12 @@ def headed_articles(data: Path, rng: random.Random) -> list[Article]:
     articles = []
     for book in sorted([*BOOKS, *HEADED], key=sections_of):
         with (data / sections_of(book)).open(encoding="utf-8") as lines:
-            sections = [(heading, text) for heading, text in map(json.loads, lines)]
-        kept = [each for each in sections if not fingerprints([], dict([each])).shared_with(held_out)]
-        articles += heading_articles(book.package, kept)
+            sections = [
+                (heading, text)
+                for heading, text in map(json.loads, lines)
+                if not fingerprints([], {heading: text}).shared_with(held_out)
+            ]
+        articles += heading_articles(book.package, sections)
     return [lower_some(article, rng) for article in articles]
 
 

@@ -21,20 +21,15 @@ from mamba_ssm.utils.hf import CONFIG_NAME, SAFE_WEIGHTS_NAME, load_config_hf, l
 if TYPE_CHECKING:
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
+_HEAD, _EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
+
 
 class _NoDraws(TorchFunctionMode):
-    """Draw no numbers for a model on the meta device: for that PyTorch imports its compiler, which takes a second."""
+    """Draw no numbers for a model on the meta device: to compute them there PyTorch imports its compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        if func in (nn.init.normal_, nn.init.kaiming_uniform_):
-            return kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-_HEAD, _EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
 def load(
@@ -49,12 +44,11 @@ def load(
     config = load_config(name)
     with _NoDraws():
         model = model_cls(config, device="meta", dtype=dtype, **kwargs)
-    weights = load_weights(name, model)
-    if esi is not None:
-        added = adapter.load(esi)
-        with _NoDraws():
+        weights = load_weights(name, model)
+        if esi is not None:
+            added = adapter.load(esi)
             model = model_cls(replace(config, esi=added.esi), device="meta", dtype=dtype, **kwargs)
-        weights = added.onto(name, weights, model)
+            weights = added.onto(name, weights, model)
     wanted = model.state_dict()
     device = torch.get_default_device() if device is None else torch.device(device)
     # Copies, for a view of the file would change, or crash, with the file. A_log and D stay in fp32 (see Mamba).

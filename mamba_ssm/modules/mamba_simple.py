@@ -133,7 +133,7 @@ class Mamba(nn.Module):
         spread = scale * self.dt_rank**-0.5
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
         bias._no_reinit = True  # type: ignore[attr-defined]
-        if weight.is_meta:  # which has no values, and where PyTorch imports its compiler to compute none, for a second
+        if weight.is_meta:  # which has no values, and where PyTorch imports its compiler to compute none
             return
         if scheme == "constant":
             weight.fill_(spread)
