@@ -58,24 +58,28 @@ def _predict(engine: Engine, questions: Sequence[str], several: bool, search: Se
     for i in range(0, len(questions), BATCH):
         rows = slice(i, i + BATCH)
         part = Found(*(each[rows] for each in vars(found).values()))
-        k = engine.config.n_ranked if several else engine.config.top_k
-        answers = _answers(engine, questions[rows], part, k, several)
+        answers = _answers(engine, questions[rows], part, several)
         for said, windows in zip(answers, part.starts.tolist(), strict=True):
             predictions.append(Prediction(said if several else said[:1], [start for start in windows if start >= 0]))
     return predictions
 
 
-def _answers(engine: Engine, questions: Sequence[str], found: Found, k: int, several: bool) -> list[list[str]]:
-    """Of each question the likeliest distinct spans of the k best windows, down to the threshold. None overlap.
+def _answers(engine: Engine, questions: Sequence[str], found: Found, several: bool) -> list[list[str]]:
+    """Of each question the likeliest distinct spans, down to the threshold. None overlap.
 
-    Of ``several`` none goes on in another sentence: where answers lie side by side, one from the first to the last of
-    them is likely, too.
+    One answer is taken from the windows that `ask` takes it from, ``several`` from all. Of several none goes on in
+    another sentence: where answers lie side by side, one from the first to the last of them is likely, too.
     """
     assert engine.model.esi is not None
-    memory = engine.read(ask(engine, questions), found.ids[:, :k], found.scores[:, :k])
+    reader, config = engine.model.esi.reader, engine.config
+    memory = engine.read(ask(engine, questions), found.ids, found.scores)
     assert memory is not None
-    memory = replace(memory, gains=found.gains[:, :k])
-    spans, _ = engine.model.esi.reader.best_spans(memory, n=CANDIDATES, max_tokens=MAX_TOKENS)
+    memory = replace(memory, gains=found.gains)
+    if not several:
+        own = torch.zeros_like(found.ids, dtype=torch.bool)
+        own[..., config.margin : config.margin + config.window] = True
+        memory = reader.answering(memory, reader.ranking(memory, found.fits, own), config.top_k)
+    spans, _ = reader.best_spans(memory, n=CANDIDATES, max_tokens=MAX_TOKENS)
     columns = torch.stack([spans.window, spans.first, spans.last], -1).tolist()
     answers = []
     for row, (places, probabilities) in enumerate(zip(columns, spans.probability.tolist(), strict=True)):

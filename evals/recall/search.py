@@ -27,13 +27,14 @@ from mamba_ssm.training.recall.haystack import Haystack
 @dataclass(frozen=True)
 class Found:
     """Windows, best first: where they begin, and where what is read of them does, (Q, K; -1 where there is none), their
-    scores (Q, K), ids (Q, K, W), and what headings added to the scores (Q, K)."""
+    scores (Q, K), ids (Q, K, W), what headings added to the scores, and how well they fit (Q, K)."""
 
     starts: Tensor
     read_from: Tensor
     scores: Tensor
     ids: Tensor
     gains: Tensor
+    fits: Tensor
 
 
 class Search(Protocol):
@@ -70,14 +71,14 @@ class ModelSearch:
         rows = [rank(*each, finder.counts(), k) for each in zip(questions, asked, finder.found(), strict=True)]
         shape = len(questions), k
         starts, scores, gains = torch.full(shape, -1), torch.full(shape, -torch.inf), torch.zeros(shape)
-        read_from = starts.clone()
+        read_from, fits = starts.clone(), scores.clone()
         ids = torch.full((*shape, config.read_window), PAD)
         for row, ranked in enumerate(rows):
-            for place, (window, score, gain, _) in enumerate(ranked):
-                starts[row, place], scores[row, place], gains[row, place] = window.first, score, gain
-                read_from[row, place] = window.first - config.margin
+            for place, (window, score, gain, fit) in enumerate(ranked):
+                starts[row, place], read_from[row, place] = window.first, window.first - config.margin
+                scores[row, place], gains[row, place], fits[row, place] = score, gain, fit
                 ids[row, place] = torch.from_numpy(window.padded(config)[0])
-        return Found(*(tensor.to(engine.device) for tensor in (starts, read_from, scores, ids, gains)))
+        return Found(*(tensor.to(engine.device) for tensor in (starts, read_from, scores, ids, gains, fits)))
 
     def _block(self, ids: NDArray[np.int32], first: int) -> Block:
         """Every token a character: what windows say is not asked here."""
@@ -92,7 +93,7 @@ class ModelSearch:
 class BM25Search:
     """BM25 of English words without stop words, stemmed, over the model's windows; all are kept in memory.
 
-    The scores are the model's, of each window read alone: they are what its reader knows.
+    The scores are the model's, of each window read alone: they are what its reader knows, and how well a window fits.
     """
 
     def __init__(self, engine: Engine, haystack: Haystack) -> None:
@@ -116,7 +117,7 @@ class BM25Search:
         own = ids[..., config.margin :][..., : config.window]
         scores = torch.cat([self._scores(question, row) for question, row in zip(questions, own, strict=True)])
         begin = torch.from_numpy(starts).to(engine.device)
-        return Found(begin, begin - config.margin, scores, ids, torch.zeros_like(scores))
+        return Found(begin, begin - config.margin, scores, ids, torch.zeros_like(scores), scores)
 
     def _scores(self, question: str, windows: Tensor) -> Tensor:
         """The model's score of windows without margins (K, W) -> (1, K)."""

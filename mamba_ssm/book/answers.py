@@ -126,7 +126,10 @@ def reply(engine: Engine, question: str, embedded: Question, found: Sequence[Ran
 
 @torch.inference_mode()
 def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: int, limit: int) -> Reply:
-    """Copy the most probable span of at most ``limit`` tokens from the top_k windows; the reader orders them all."""
+    """Copy the most probable span of at most ``limit`` tokens; the reader orders all windows.
+
+    It lies in one of the first top_k, or of those that the reader has first.
+    """
     assert engine.model.esi is not None
     if not found:
         return Reply("", 0.0, [], told=False)
@@ -137,16 +140,17 @@ def point(engine: Engine, question: Question, found: Sequence[Ranked], top_k: in
     memory = engine.read(question, ids[None], scores)
     assert memory is not None
     memory = replace(memory, gains=gains)
-    ranked = reader.ranking(memory, fits, torch.from_numpy(own).to(engine.device)[None])[0]
-    ranking, told = ranked.tolist(), reader.tells(ranked)
-    spans, _ = reader.best_spans(memory.first(top_k), n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
+    ranked = reader.ranking(memory, fits, torch.from_numpy(own).to(engine.device)[None])
+    ranking, told = ranked[0].tolist(), reader.tells(ranked[0])
+    memory = reader.answering(memory, ranked, top_k)
+    spans, _ = reader.best_spans(memory, n=CANDIDATES, max_tokens=min(limit, MAX_ANSWER))
     columns = (spans.window[0], spans.first[0], spans.last[0], spans.probability[0])
     places: dict[str, tuple[int, int, int]] = {}
     confidence: dict[str, float] = {}
     for window, first, last, probability in zip(*(column.tolist() for column in columns), strict=True):
         missing = windows[window].missing(engine.config)
         first, last = first - missing, last - missing
-        if first < 0 or last >= len(windows[window].ids):
+        if not probability or first < 0 or last >= len(windows[window].ids):
             continue
         first, last = windows[window].whole_words(first, last)
         text = windows[window].slice(first, last)[0]

@@ -6,7 +6,7 @@ Shapes: B batch, K windows, W tokens of a window, M question tokens, D model wid
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,7 @@ PAD = 0
 MAX_ANSWER = 24
 DROPOUT = 0.15
 FIT_SHARE = 0.6  # of how well a window fits in what windows are ranked by; chosen on the development articles
+RANKED_FIRST = 2  # windows that an answer may lie in wherever the search has them; chosen there, too
 HEADING_SHARE = 0.5  # of what headings add to a score, in the logits of an answer; chosen on development articles, too
 
 
@@ -38,11 +39,6 @@ class Memory:
     states: Tensor
     scores: Tensor
     gains: Tensor | None = None
-
-    def first(self, k: int) -> Memory:
-        """The first k windows alone."""
-        gains = None if self.gains is None else self.gains[:, :k]
-        return Memory(self.ids[:, :k], self.states[:, :k], self.scores[:, :k], gains)
 
 
 @dataclass(frozen=True)
@@ -148,6 +144,16 @@ class WindowReader(nn.Module):
         logits = (each[:, :-1].view(shape).masked_fill(~own, -inf) for each in self.span_logits(memory))
         first, last = (each.amax(-1) for each in logits)
         return (first + last) / 2 + FIT_SHARE * fits
+
+    def answering(self, memory: Memory, ranking: Tensor, k: int) -> Memory:
+        """What an answer is taken from: the first k windows, and the RANKED_FIRST of the highest ranking (B, K).
+
+        The others keep their places, but not their tokens.
+        """
+        above = ranking.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        left_out = (torch.arange(ranking.shape[1], device=ranking.device) >= k) & (above >= RANKED_FIRST)
+        gains = None if memory.gains is None else memory.gains.masked_fill(left_out, float("-inf"))
+        return replace(memory, ids=memory.ids.masked_fill(left_out[..., None], PAD), gains=gains)
 
     def tells(self, ranking: Tensor) -> bool:
         """Whether the best of a question's windows, ranked (K,), fits it as those do that hold an answer.

@@ -57,12 +57,24 @@ class TestRanking:
                 assert ranking[row, k].item() == pytest.approx(best + FIT_SHARE * fits[row, k].item(), rel=1e-5)
         assert ranking[1, 1] == -INF  # where there is no window
 
-    def test_the_first_windows_alone_are_read_as_if_there_were_no_others(self, model: MambaLMHeadModel) -> None:
-        windows, scores = tokens(2, K, W), torch.tensor([[9.0, 7.0, 2.0], [8.0, 3.0, 1.0]])
-        part, alone = read(model, windows, scores).first(2), read(model, windows[:, :2], scores[:, :2])
-        torch.testing.assert_close(part.states, alone.states)
-        assert torch.equal(part.ids, alone.ids)
-        assert torch.equal(part.scores, alone.scores)
+    @pytest.mark.parametrize("gains", [None, torch.tensor([[0.0, 2.0, 9.0, 1.0, 3.0, 0.5]])])
+    def test_answers_come_from_the_first_windows_and_the_highest_ranked(
+        self, model: MambaLMHeadModel, gains: torch.Tensor | None
+    ) -> None:
+        """As if no others had been read: the first two of six, and the two that rank highest, one of them the first."""
+        windows, scores = tokens(1, 6, W), torch.tensor([[9.0, 7.0, 2.0, 6.0, 5.0, 1.0]])
+        reader, memory = model.esi.reader, replace(read(model, windows, scores), gains=gains)
+        ranking = torch.tensor([[8.0, 1.0, 2.0, 3.0, 9.0, 4.0]])
+        taken = [0, 1, 4]
+        alone = read(model, windows[:, taken], scores[:, taken])
+        alone = replace(alone, gains=None if gains is None else gains[:, taken])
+        spans, nothing = reader.best_spans(reader.answering(memory, ranking, 2), n=9)
+        expected, still_nothing = reader.best_spans(alone, n=9)
+        assert spans.window.tolist() == [[taken[i] for i in expected.window[0].tolist()]]
+        assert torch.equal(spans.first, expected.first)
+        assert torch.equal(spans.last, expected.last)
+        torch.testing.assert_close(spans.probability, expected.probability)
+        torch.testing.assert_close(nothing, still_nothing)
 
 
 def test_confidence_is_the_probability_until_it_is_calibrated(model: MambaLMHeadModel) -> None:
