@@ -23,6 +23,7 @@ from mamba_ssm.book.find import Finder
 from mamba_ssm.book.source import FileSource
 from mamba_ssm.cli.output import show
 from mamba_ssm.errors import BookError, CheckpointError, QuestionError
+from mamba_ssm.esi import reader
 from mamba_ssm.esi.reader import PAD
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.text import Piece
@@ -247,6 +248,16 @@ def test_a_sentence_across_the_ends_of_windows_is_read_whole(tmp_path):
         assert answer.text in answer.evidence[answer.source].text
         right += answer.text == "48213377"
     assert right >= 6
+
+
+def test_an_answer_may_lie_in_a_window_that_is_ranked_first(engine, book_path, monkeypatch):
+    """Where all windows count as ranked first, it is as if all were among the top k."""
+    book, ranked = open_book(book_path, engine), engine.config.n_ranked
+    every = said(book.ask(QUESTION, top_k=ranked))
+    monkeypatch.setattr(reader, "RANKED_FIRST", 0)
+    assert said(book.ask(QUESTION, top_k=1)) != every
+    monkeypatch.setattr(reader, "RANKED_FIRST", ranked)
+    assert said(book.ask(QUESTION, top_k=1)) == every
 
 
 @pytest.mark.parametrize("options", [{}, {"esi": False, "max_new_tokens": 3}, {"top_k": 2, "passages": 3}])

@@ -51,7 +51,7 @@ class Book:
         """Answer a question.
 
         Args:
-            top_k: windows that the answer may lie in, beside the two that rank first; the model's own number by default.
+            top_k: windows that the answer may lie in, beside the two ranked first; the model's own number by default.
             passages: how many passages of evidence to give.
             max_new_tokens: the longest answer.
             esi: False reads the whole book with the model alone, without search; there is then no evidence.
