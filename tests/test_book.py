@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import mamba_ssm
 from mamba_ssm.book import Engine, open_book
+from mamba_ssm.book.answers import GOES_ON
 from mamba_ssm.book.blocks import text_blocks
 from mamba_ssm.book.engine import BEFORE
 from mamba_ssm.book.find import Finder
@@ -74,6 +75,32 @@ def test_no_answer_goes_on_in_the_next_paragraph(engine, tmp_path):
         answers = book.ask_all([f"Where is tree {i}?" for i in range(24)], max_new_tokens=24)
     assert not any("\n\n" in answer.text for answer in answers)
     assert any(len(answer.text) > 5 for answer in answers)
+
+
+def test_no_answer_goes_on_in_the_next_sentence(engine, tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(f"In Zürich tree {i} is there since {1000 + i}." for i in range(300)), "utf-8")
+    with mamba_ssm.read(path, engine, progress=False) as book:
+        answers = book.ask_all([f"Where is tree {i}?" for i in range(24)], max_new_tokens=24)
+    assert not any(". " in answer.text for answer in answers)
+    assert any(" " in answer.text for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("482913. Of the", True),
+        ("Latcu. Siohou was", True),
+        ("the moon! And then", True),
+        ("the end\n\nThe next", True),
+        ("Joan B. Kroc Institute", False),
+        ("Rev. William Corby", False),
+        ("Mrs. Smith and Warner Bros. Records", False),
+        ("3.5 million people.", False),
+    ],
+)
+def test_a_sentence_s_end_is_not_an_abbreviation_s(text, expected):
+    assert bool(GOES_ON.search(text)) is expected
 
 
 def test_a_text_s_first_window_is_read_as_if_another_text_were_before_it(engine):

@@ -12,6 +12,7 @@ from recall.search import Found, Search, ask
 from torch import Tensor
 
 from mamba_ssm.book import Engine
+from mamba_ssm.book.answers import GOES_ON
 from mamba_ssm.text.words import whole_words
 from mamba_ssm.training.recall.needles import with_found
 
@@ -96,9 +97,9 @@ def _answers(engine: Engine, questions: Sequence[str], found: Found, several: bo
             tokens_of.setdefault(text, set()).update(range(start + first, start + last + 1))
         taken: list[str] = []
         covered: set[int] = set()
-        best = max(probability_of.values(), default=0.0)
-        for text in sorted(probability_of, key=lambda text: -probability_of[text]):
-            if probability_of[text] >= THRESHOLD * best and not tokens_of[text] & covered:
+        order = sorted(probability_of, key=lambda text: (GOES_ON.search(text) is not None, -probability_of[text]))
+        for text in order:
+            if probability_of[text] >= THRESHOLD * probability_of[order[0]] and not tokens_of[text] & covered:
                 taken.append(text)
                 covered |= tokens_of[text]
         answers.append(taken)
