@@ -3,6 +3,10 @@
 import shutil
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("as slow as the machine is", deadline=None)
+settings.load_profile("as slow as the machine is")
 
 CONFIG = {"d_model": 32, "n_layer": 3, "vocab_size": 32768, "ssm_cfg": {"d_state": 4}}
 ESI = {"n_enc": 1, "d_search": 32, "d_read": 32, "n_read": 1}

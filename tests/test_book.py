@@ -167,7 +167,7 @@ def test_search_agrees_with_scoring_every_window(engine, book_path, book_text):
     assert len({start for _, start in found} & {start for _, start in best}) >= 4
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(segments=st.integers(1, 40), length=st.integers(1, 30_000), suffix=st.sampled_from([".txt", ".md"]))
 def test_block_size_changes_nothing(engine, book_text, tmp_path_factory, segments, length, suffix):
     path = tmp_path_factory.mktemp("part") / f"part{suffix}"
@@ -186,7 +186,7 @@ def test_block_size_changes_nothing(engine, book_text, tmp_path_factory, segment
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     texts=st.lists(st.text(alphabet="ab \n.é🌱漢", min_size=1, max_size=30), min_size=1, max_size=12),
     size=st.integers(1, 9),
@@ -516,7 +516,7 @@ def test_a_saved_book_that_is_none(engine, saved, tmp_path, data):
         mamba_ssm.load_book(path, engine)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_saved_book_with_flipped_bytes(engine, saved, tmp_path_factory, data):
     """Either it is found out, or an answer comes all the same; nothing else may happen."""

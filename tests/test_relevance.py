@@ -43,7 +43,7 @@ def test_the_best_windows_are_what_a_question_finds(engine, book_path, every_win
     assert len(best) == KEPT * 32 < len(every_window.scores)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(bins=st.integers(1, 300), segments=st.integers(1, 40))
 def test_bins_hold_their_best_window(engine, book_path, every_window, bins, segments):
     class Blocks(Engine):

@@ -33,7 +33,7 @@ def read_in_parts(model: MambaLMHeadModel, ids: torch.Tensor, question: torch.Te
 
 
 class TestAnyCut:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.integers(0, LENGTH), max_size=6))  # empty parts too
     def test_of_the_text_gives_the_same_logits(self, cuts: list[int]) -> None:
         model, ids, question = small_model(), tokens(2, LENGTH), tokens(2, 6, seed=2)

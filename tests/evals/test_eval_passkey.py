@@ -41,7 +41,7 @@ def test_right_is_exactly_the_six_digits(answer, right):
     assert passkey.is_right(answer, "482913") is right
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(tokens=st.integers(50, 3000), seed=st.integers(0, 99))
 def test_haystacks_have_the_length_asked_for_also_beyond_the_filler(tmp_path_factory, tokens, seed):
     tokenizer = Tokenizer.from_folder(DEFAULT_MODEL)

@@ -51,7 +51,7 @@ def test_every_token_knows_the_last_heading_before_it():
     assert not under.any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @at_least(task="multi_value", seed=146, length=1200, split="train")  # a piece after one that ends in a number
 @given(
     task=st.sampled_from(sorted(TASKS)),
@@ -91,7 +91,7 @@ def test_a_haystack_is_tokenised_as_its_text_is(task):
     assert ids.tolist() == TOKENIZER.encode(TOKENIZER.decode(ids)).ids.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=st.integers(1, 7000), length=st.integers(1500, 6000), seed=st.integers(0, 99))
 def test_blocks_of_any_size_are_the_same_stream(size, length, seed):
     haystack = Haystack(FILLER, made("variables", seed).pieces, length, seed)

@@ -65,7 +65,7 @@ def assert_same(got: list[Tensor], expected: list[Tensor], model: MambaLMHeadMod
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(LENGTHS)
 def test_cu_seqlens_packs_texts_in_a_row(model, lengths):
     texts = [text(n, i) for i, n in enumerate(lengths)]
@@ -83,7 +83,7 @@ def packed_rows(draw):
     return rows, length, draw(st.integers(0, length)), draw(st.integers(0, 5)), draw(st.booleans())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(packed_rows())
 def test_any_packing_and_padding_in_any_split_is_each_text_alone(model, case):
     """Two chunks, cut anywhere, the second padded in front of its texts too; padding may bear any text's number."""
@@ -137,7 +137,7 @@ def test_padding_in_front_of_a_chunk_does_not_part_it_from_its_state(model):
         torch.testing.assert_close(logits[:, 2:], model(ids).logits[:, 5:], **CLOSE)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 4))
 def test_any_split_of_a_padded_prompt_through_the_cache_is_the_whole_text(model, lengths, pad):
     """Two rows, the second padded on its left; the cache takes chunks of any length, and so do explicit states."""

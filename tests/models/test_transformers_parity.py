@@ -110,7 +110,7 @@ def test_step_by_step(ours, theirs, ids):
     torch.testing.assert_close(logits_in_chunks(ours, ids, [1] * 23), expected, atol=1e-4, rtol=0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_split_of_the_prefill(ours, theirs, ids, data):
     lengths = []

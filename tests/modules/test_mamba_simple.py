@@ -50,7 +50,7 @@ def test_initial_values_follow_the_paper():
     assert layer.in_proj.weight.dtype == torch.bfloat16
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6))
 def test_any_split_with_explicit_states_is_the_same_layer(layer, lengths):
     x = torch.randn(2, sum(lengths), 12, generator=torch.Generator().manual_seed(sum(lengths)))
@@ -104,7 +104,7 @@ def test_a_batch_takes_its_rows_of_a_larger_cache(layer):
     assert not ssm_state[3].any()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=3), st.integers(0, 6), st.data())
 def test_padding_on_either_side_changes_no_row_and_no_state(layer, rows, more, data):
     """Rows of (left padding, text), padded on the right too, in two chunks cut anywhere; then `more` tokens."""

@@ -60,7 +60,7 @@ def test_gradients_are_the_derivatives(length: int) -> None:
     assert torch.autograd.gradcheck(run, inputs)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, LENGTH), max_size=4))
 def test_any_split_gives_the_same_result(backend_name: str, cuts: list[int]) -> None:
     x, weight, bias, state = make()

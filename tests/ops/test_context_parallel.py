@@ -63,7 +63,7 @@ def check_layer(lengths, width, states, seed, packed):
         close(ours, theirs, 1e-6)  # the layer takes A, D and the bias of its steps in fp32
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.data())
 def test_any_parts_of_a_layer_are_the_whole(run, data):
     lengths = data.draw(st.lists(st.integers(0, 9), min_size=run.size, max_size=run.size).filter(any))

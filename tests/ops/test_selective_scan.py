@@ -12,9 +12,7 @@ from mamba_ssm.ops import backend
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn, selective_scan_ref
 
 BATCH, DIM, STATE = 2, 4, 3
-any_split = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+any_split = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
 def make(length=11, groups=1, B="token", C="token", dtype=torch.float64, complex_A=False, batch=BATCH):

@@ -34,7 +34,7 @@ def fuzz(served, examples):
     for operation in schema.get_all_operations():
         operation = operation.ok()
 
-        @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, derandomize=True, suppress_health_check=list(HealthCheck))
         @hypothesis_given(operation)
         def answer(case):
             body = case.body

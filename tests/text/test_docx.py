@@ -155,7 +155,7 @@ def test_a_word_document_of_the_old_kind(tmp_path: Path) -> None:
 
 
 @given(at=st.floats(0, 1), junk=st.binary(max_size=30), cut=st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_damaged_docx_fails_in_no_other_way(saved: Path, tmp_path: Path, at: float, junk: bytes, cut: bool) -> None:
     data = saved.read_bytes()
     place = int(at * len(data))
@@ -165,7 +165,7 @@ def test_a_damaged_docx_fails_in_no_other_way(saved: Path, tmp_path: Path, at: f
 
 
 @given(junk=st.text("<>/&;\"'= wptblrcsd:xmln0\x00é", max_size=60), at=st.floats(0, 1))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_damaged_xml_fails_in_no_other_way(saved: Path, junk: str, at: float) -> None:
     def change(data: bytes) -> bytes:
         place = int(at * len(data))

@@ -193,7 +193,7 @@ def test_a_package_without_its_chapters(tmp_path: Path, package: str, message: s
 
 
 @given(at=st.integers(0, 3000), junk=st.binary(min_size=1, max_size=30))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 def test_a_damaged_epub_fails_in_no_other_way(tmp_path: Path, at: int, junk: bytes) -> None:
     path = write_epub(tmp_path / "book.epub", FILES, ("nav.xhtml", nav(ENTRIES)))
     data = bytearray(path.read_bytes())

@@ -142,7 +142,7 @@ SOURCE = st.lists(st.sampled_from([*PARTS.split(" "), "\n", "\n\n", " "]), max_s
 
 
 @given(source=SOURCE)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 def test_any_source_gives_text_or_a_book_error(tmp_path: Path, source: str) -> None:
     with contextlib.suppress(BookError):  # and nothing else
         assert pieces(tmp_path, "x" + source) == pieces(tmp_path, "x" + source)

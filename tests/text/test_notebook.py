@@ -74,7 +74,7 @@ def test_halves_of_characters_become_the_replacement_character(tmp_path: Path) -
 
 
 @given(at=st.integers(0, 400), junk=st.binary(max_size=10))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_damaged_notebook_fails_in_no_other_way(tmp_path: Path, at: int, junk: bytes) -> None:
     path = write(tmp_path / "book.ipynb", markdown("# One\ntwo"), code("x = 1", {"text": ["1\n"]}))
     data = path.read_bytes()

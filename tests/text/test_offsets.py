@@ -102,7 +102,7 @@ WRITERS: dict[str, Callable[[Path, list[str]], None]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @given(paragraphs=PARAGRAPHS, size=st.integers(2, 40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 def test_every_window_is_a_slice_of_the_text(tmp_path: Path, name: str, paragraphs: list[str], size: int) -> None:
     WRITERS[name](tmp_path / name, paragraphs)
     pieces = list(read_pieces(tmp_path / name))
@@ -126,7 +126,7 @@ def test_every_window_is_a_slice_of_the_text(tmp_path: Path, name: str, paragrap
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("book.tex", "book.pdf", "japanese.txt")])
 @given(paragraphs=PARAGRAPHS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 def test_no_script_loses_a_word(tmp_path: Path, name: str, paragraphs: list[str]) -> None:
     WRITERS[name](tmp_path / name, paragraphs)
     text = "".join(piece.text for piece in read_pieces(tmp_path / name))

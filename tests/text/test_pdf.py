@@ -94,7 +94,7 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
 
 
 @given(at=st.integers(0, 2000), junk=st.binary(min_size=1, max_size=40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_damaged_pdf_fails_in_no_other_way(tmp_path: Path, at: int, junk: bytes) -> None:
     data = bytearray(pdf_bytes(PAGES, OUTLINE))
     data[at : at + len(junk)] = junk

@@ -15,7 +15,7 @@ from mamba_ssm.text.piece import pack
 
 # Everything but lone surrogates, and control characters apart from line ends and tabs
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\r\t "))
-IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read(path: Path) -> str:

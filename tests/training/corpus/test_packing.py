@@ -38,7 +38,7 @@ def corpus_of(folder, lengths, shard_tokens=BIG, ids=None):
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sizes, st.integers(1, 33), st.integers(1, 7), st.integers(1, 7), st.integers(0, 99), st.integers(1, 60))
 def test_any_documents_are_packed_whole_and_apart(lengths, length, rows, ranks, seed, shard_tokens):
     ranks = min(ranks, rows)

@@ -71,7 +71,7 @@ def test_every_kind_of_file_is_a_document_in_the_order_of_names(tmp_path, tokeni
     corpus.verify()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=30))
 def test_any_texts_come_back(texts, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
