@@ -68,22 +68,17 @@ def test_answer_and_evidence_are_slices_of_the_book(engine, book_path, book_text
     assert answer.book.tokens == len(engine.tokenizer.encode(book_text).ids)
 
 
-def test_no_answer_goes_on_in_the_next_paragraph(engine, tmp_path):
+@pytest.mark.parametrize(
+    ("between", "statement"),
+    [("\n\n", "Tree {} near Zürich."), (" ", "In Zürich tree {0} is there since 1{0}.")],
+)
+def test_no_answer_goes_on_in_the_next_paragraph_or_sentence(engine, tmp_path, between, statement):
     path = tmp_path / "book.txt"
-    path.write_text("\n\n".join(f"Tree {i} near Zürich." for i in range(300)), "utf-8")
+    path.write_text(between.join(statement.format(i) for i in range(300)), "utf-8")
     with mamba_ssm.read(path, engine, progress=False) as book:
         answers = book.ask_all([f"Where is tree {i}?" for i in range(24)], max_new_tokens=24)
-    assert not any("\n\n" in answer.text for answer in answers)
+    assert not any(f".{between}" in answer.text for answer in answers)
     assert any(len(answer.text) > 5 for answer in answers)
-
-
-def test_no_answer_goes_on_in_the_next_sentence(engine, tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(" ".join(f"In Zürich tree {i} is there since {1000 + i}." for i in range(300)), "utf-8")
-    with mamba_ssm.read(path, engine, progress=False) as book:
-        answers = book.ask_all([f"Where is tree {i}?" for i in range(24)], max_new_tokens=24)
-    assert not any(". " in answer.text for answer in answers)
-    assert any(" " in answer.text for answer in answers)
 
 
 @pytest.mark.parametrize(
